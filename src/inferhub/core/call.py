@@ -1,0 +1,79 @@
+"""The architecture in one file: a frozen `Call` goes down, `Chunk`s come up through `emit`.
+
+Pipeline rings, transports and the gRPC servicer all share the shape `Handler`.
+Everyone imports this module; it imports only its sibling nouns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from inferhub.core.tenancy import Principal
+from inferhub.core.usage import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """An endpoint took the call. Always directly followed by the first `Delta` or by `Finished`."""
+
+    model: str
+    """The model that answers, after aliases and routes."""
+    endpoint: str
+    """Where it runs: a worker id, or the name of an upstream."""
+    attempt: int = 1
+    ignored_params: tuple[str, ...] = ()
+    """Top-level parameters of the client that nobody here knows and that were not passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """One piece of the answer; `payload` is the delta struct of the call's modality."""
+
+    payload: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The clean end. Without it an answer is broken, however much of it arrived."""
+
+    usage: Usage
+
+
+Chunk = Started | Delta | Finished
+
+Emit = Callable[[Chunk], Awaitable[None]]
+"""Takes one chunk; awaiting it is the back-pressure."""
+
+Handler = Callable[["Call", Emit], Awaitable[None]]
+"""Answers a call by emitting chunks, or raises an `InferHubError`. Cancelled by `Task.cancel()` only."""
+
+Ring = Callable[["Call", Emit, Handler], Awaitable[None]]
+"""Behaviour around a handler: may change the call, wrap `emit`, refuse, or retry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request on its way down. Derive a changed one with `dataclasses.replace`; never mutate."""
+
+    id: str
+    """Also the `x-request-id` that the client sees."""
+    modality: str
+    """Name of a `Modality`, for example `chat`."""
+    model: str
+    """What the client asked for; dispatch replaces it with what the endpoint calls it."""
+    request: Any
+    """The modality's request struct, already checked."""
+    body: bytes
+    """The client's JSON exactly as it came, so that fields unknown to us are not lost."""
+    principal: Principal
+    deadline_s: float
+    """End of the call on the `time.monotonic()` clock of this process; a transport carries what remains."""
+    stream: bool = False
+    traceparent: str | None = None
+    unknown_params: tuple[str, ...] = ()
+    """Top-level names in `body` that the request struct does not have."""
+    attempt: int = 1
+    avoid: frozenset[str] = frozenset()
+    """Endpoints that already failed this call."""

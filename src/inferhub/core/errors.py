@@ -1,0 +1,281 @@
+"""The error tree. A class's docstring says when to raise it and is its default message.
+
+InferHubError
+├── RequestError
+│   ├── Invalid
+│   │   ├── ContextOverflow
+│   │   └── Unsupported
+│   ├── Unauthenticated
+│   ├── Forbidden
+│   ├── NotFound
+│   │   └── ModelNotFound
+│   ├── MethodNotAllowed
+│   ├── Conflict
+│   ├── TooLarge
+│   └── UnsupportedMedia
+├── ServingError
+│   ├── NoEndpoint
+│   ├── Overloaded
+│   ├── EndpointLost
+│   ├── UpstreamFailed
+│   │   └── UpstreamDenied
+│   ├── UpstreamRateLimited
+│   │   └── UpstreamExhausted
+│   ├── DeadlineExceeded
+│   ├── BackendRefused
+│   └── Draining
+├── SetupError
+│   ├── WeightsCorrupt
+│   ├── WeightsMissing
+│   ├── CatalogCorrupt
+│   └── PortTaken
+├── ServerUnreachable
+└── InternalError
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import ClassVar
+
+
+class InferHubError(Exception):
+    """Something went wrong."""
+
+    code: ClassVar[str] = "error"
+    """Stable machine-readable name; the envelope's `code` unless an instance overrides it."""
+    type: ClassVar[str] = "api_error"
+    http: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        self.message = message or inspect.cleandoc(type(self).__doc__ or "").partition("\n")[0]
+        self.param = param
+        self.wire_code = code or self.code
+        """What clients see as `code`: finer than the class where OpenAI is finer."""
+        self.retry_after_s = retry_after_s
+        self.endpoint: str | None = None
+        """Where it happened; the pipeline fills it in."""
+        self.attempts = 1
+        """How often the pipeline tried."""
+        super().__init__(self.message)
+
+
+class RequestError(InferHubError):
+    """The request cannot be served as it stands; the caller can fix it."""
+
+    code = "invalid_request"
+    type = "invalid_request_error"
+    http = 400
+
+
+class Invalid(RequestError):
+    """A parameter or the body is not what the API allows."""
+
+    code = "invalid_value"
+
+
+class ContextOverflow(Invalid):
+    """The prompt does not fit into the model's context; the message names both lengths."""
+
+    code = "context_length_exceeded"
+
+
+class Unsupported(Invalid):
+    """A known parameter that this model cannot honour."""
+
+    code = "unsupported_parameter"
+
+
+class Unauthenticated(RequestError):
+    """Missing, malformed, unknown or revoked API key."""
+
+    code = "invalid_api_key"
+    type = "authentication_error"
+    http = 401
+
+
+class Forbidden(RequestError):
+    """The key is known but may not do this."""
+
+    code = "permission_denied"
+    type = "permission_error"
+    http = 403
+
+
+class NotFound(RequestError):
+    """Nothing lives at this address."""
+
+    code = "not_found"
+    http = 404
+
+
+class ModelNotFound(NotFound):
+    """No model or route has this name."""
+
+    code = "model_not_found"
+
+
+class MethodNotAllowed(RequestError):
+    """The address exists but does not answer this method."""
+
+    code = "method_not_allowed"
+    http = 405
+
+
+class Conflict(RequestError):
+    """The request contradicts what is already there."""
+
+    code = "conflict"
+    http = 409
+
+
+class TooLarge(RequestError):
+    """The body is larger than this server accepts."""
+
+    code = "request_too_large"
+    http = 413
+
+
+class UnsupportedMedia(RequestError):
+    """The body's content type or encoding is not one this address reads."""
+
+    code = "unsupported_media_type"
+    http = 415
+
+
+class ServingError(InferHubError):
+    """The request is fine; serving it failed."""
+
+    code = "serving_error"
+    http = 500
+    retryable = True
+
+
+class NoEndpoint(ServingError):
+    """The model is known but no worker offers it at present."""
+
+    code = "no_endpoint"
+    type = "overloaded_error"
+    http = 503
+
+
+class Overloaded(ServingError):
+    """Every slot is busy and the queue is full."""
+
+    code = "overloaded"
+    type = "overloaded_error"
+    http = 503
+
+
+class EndpointLost(ServingError):
+    """The worker or engine died while it held the call."""
+
+    code = "endpoint_lost"
+    http = 502
+
+
+class UpstreamFailed(ServingError):
+    """The upstream answered with an error, with garbage, or stopped before the end."""
+
+    code = "upstream_error"
+    http = 502
+
+
+class UpstreamDenied(UpstreamFailed):
+    """The upstream refused InferHub's credentials; its operator has to mend them."""
+
+    code = "upstream_denied"
+    retryable = False
+
+
+class UpstreamRateLimited(ServingError):
+    """The upstream refused for its own rate limit."""
+
+    code = "upstream_rate_limited"
+    type = "rate_limit_error"
+    http = 429
+
+
+class UpstreamExhausted(UpstreamRateLimited):
+    """InferHub's quota at the upstream is used up; waiting does not bring it back."""
+
+    code = "upstream_quota_exhausted"
+    retryable = False
+
+
+class DeadlineExceeded(ServingError):
+    """The call ran out of time; the message names which limit."""
+
+    code = "timeout"
+    type = "timeout_error"
+    http = 504
+    retryable = False
+
+
+class BackendRefused(ServingError):
+    """The model or vendor said no for a reason that a retry will not change."""
+
+    code = "backend_refused"
+    type = "invalid_request_error"
+    http = 400
+    retryable = False
+
+
+class Draining(ServingError):
+    """The worker is leaving; always safe to retry elsewhere."""
+
+    code = "draining"
+    type = "overloaded_error"
+    http = 503
+
+
+class SetupError(InferHubError):
+    """InferHub cannot start or change as asked; the message says how to mend it."""
+
+    code = "setup_error"
+    http = 422
+
+
+class WeightsCorrupt(SetupError):
+    """A weight file does not have the content it must have."""
+
+    code = "weights_corrupt"
+
+
+class WeightsMissing(SetupError):
+    """A weight file is not on this machine yet."""
+
+    code = "weights_missing"
+
+
+class CatalogCorrupt(SetupError):
+    """The catalog database cannot be read."""
+
+    code = "catalog_corrupt"
+
+
+class PortTaken(SetupError):
+    """Another process already listens on this address."""
+
+    code = "port_taken"
+
+
+class ServerUnreachable(InferHubError):
+    """No InferHub server answers at this address. Raised by the client, never sent by a server."""
+
+    code = "server_unreachable"
+    http = 503
+
+
+class InternalError(InferHubError):
+    """An unexpected failure inside InferHub; the log has the details under this request id."""
+
+    code = "internal_error"
