@@ -1,0 +1,63 @@
+"""What a modality is: its request, its deltas, how they fold, and its HTTP surface, as one record.
+
+The gateway, the codec, the OpenAPI page and the contract suite read this record; none of them
+knows a modality by name. Called at the door (check, requires) and by `gateway/answer` (fold, writer).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import msgspec
+
+from inferhub.core.usage import Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What every part of one answer repeats."""
+
+    id: str
+    created: int
+    """Unix seconds."""
+    model: str
+    """The name the client asked for; the resolved one is in the `x-inferhub-model` header."""
+
+
+class StreamWriter(Protocol):
+    """Turns one call's deltas into complete server-sent events; holds what the stream has said so far."""
+
+    def delta(self, payload: Any) -> bytes: ...
+
+    def end(self, usage: Usage) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Modality:
+    """One kind of inference. Exposed as `MODALITY` by each module of this package."""
+
+    name: str
+    path: str
+    """`POST` address on the gateway."""
+    summary: str
+    request: type[msgspec.Struct]
+    delta: type[msgspec.Struct]
+    response: type[msgspec.Struct]
+    check: Callable[[Any], None]
+    """Raises `Invalid` for what types alone cannot say."""
+    requires: Callable[[Any], Mapping[str, str]]
+    """Feature needed → the parameter that asks for it."""
+    fold: Callable[[Any, Envelope, Sequence[Any], Usage], bytes]
+    """(request, envelope, deltas, usage) → the whole answer as JSON."""
+    writer: Callable[[Any, Envelope], StreamWriter] | None
+    """(request, envelope) → the writer of a stream; None where the modality does not stream."""
+    features: tuple[str, ...]
+    """Every feature a backend may declare for this modality."""
+    example: Mapping[str, Any]
+    """A request that works on the reference backend, without `model`."""
+
+
+def wants_stream(request: Any) -> bool:
+    return bool(getattr(request, "stream", False))

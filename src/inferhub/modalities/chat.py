@@ -1,0 +1,513 @@
+"""Chat completions: the request as OpenAI documents it, its deltas, and the answer in both forms.
+
+Unknown fields inside messages and tools are not modelled here; they travel in `Call.body`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from inferhub.core.errors import Invalid
+from inferhub.core.usage import Usage
+from inferhub.modalities.base import Envelope, Modality
+from inferhub.modalities.schemas import check_json_schema
+from inferhub.modalities.tokens import StreamOptions, TokenUsage, token_usage
+
+# --- request -----------------------------------------------------------------------------------
+
+
+class TextPart(msgspec.Struct, tag_field="type", tag="text"):
+    text: str
+
+
+class ImageUrl(msgspec.Struct):
+    url: str
+    detail: Literal["auto", "low", "high"] | None = None
+
+
+class ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
+    image_url: ImageUrl
+
+
+class InputAudio(msgspec.Struct):
+    data: str
+    format: Literal["wav", "mp3"]
+
+
+class AudioPart(msgspec.Struct, tag_field="type", tag="input_audio"):
+    input_audio: InputAudio
+
+
+class FileRef(msgspec.Struct):
+    file_data: str | None = None
+    file_id: str | None = None
+    filename: str | None = None
+
+
+class FilePart(msgspec.Struct, tag_field="type", tag="file"):
+    file: FileRef
+
+
+class RefusalPart(msgspec.Struct, tag_field="type", tag="refusal"):
+    refusal: str
+
+
+Part = TextPart | ImagePart | AudioPart | FilePart | RefusalPart
+
+
+class FunctionCall(msgspec.Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(msgspec.Struct):
+    id: str
+    function: FunctionCall
+    type: Literal["function"] = "function"
+
+
+class Message(msgspec.Struct):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[Part] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+
+
+_Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+
+
+class FunctionSpec(msgspec.Struct):
+    name: _Name
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(msgspec.Struct):
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class NamedFunction(msgspec.Struct):
+    name: str
+
+
+class NamedTool(msgspec.Struct, tag_field="type", tag="function"):
+    function: NamedFunction
+
+
+class AllowedToolSet(msgspec.Struct):
+    mode: Literal["auto", "required"]
+    tools: list[dict[str, Any]]
+
+
+class AllowedTools(msgspec.Struct, tag_field="type", tag="allowed_tools"):
+    allowed_tools: AllowedToolSet
+
+
+ToolChoice = Literal["none", "auto", "required"] | NamedTool | AllowedTools
+
+
+class SchemaSpec(msgspec.Struct):
+    name: _Name
+    schema: dict[str, Any] | None = None
+    description: str | None = None
+    strict: bool | None = None
+
+
+class TextFormat(msgspec.Struct, tag_field="type", tag="text"):
+    pass
+
+
+class JsonFormat(msgspec.Struct, tag_field="type", tag="json_object"):
+    pass
+
+
+class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):
+    json_schema: SchemaSpec
+
+
+ResponseFormat = TextFormat | JsonFormat | SchemaFormat
+
+_Tokens = Annotated[int, Meta(ge=1)]
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class ChatRequest(msgspec.Struct, kw_only=True):
+    """Body of `POST /v1/chat/completions`."""
+
+    model: str
+    messages: list[Message]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: _Tokens | None = None
+    max_completion_tokens: _Tokens | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
+    seed: int | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    modalities: list[Literal["text", "audio"]] | None = None
+    audio: dict[str, Any] | None = None
+    prediction: dict[str, Any] | None = None
+    web_search_options: dict[str, Any] | None = None
+    functions: list[dict[str, Any]] | None = None
+    function_call: Any = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    metadata: dict[str, str] | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """The newer name wins where a client sends both."""
+        return self.max_completion_tokens or self.max_tokens
+
+
+def _check(request: ChatRequest) -> None:
+    if not request.messages:
+        raise Invalid("'messages' is empty; send at least one message.", param="messages", code="empty_array")
+    if request.stream_options is not None and not request.stream:
+        raise Invalid("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise Invalid("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
+    _check_messages(request.messages)
+    _check_tools(request)
+    if isinstance(request.response_format, SchemaFormat):
+        schema = request.response_format.json_schema.schema
+        check_json_schema(schema or {}, "response_format.json_schema.schema")
+
+
+def _check_messages(messages: Sequence[Message]) -> None:
+    """Every message says something, and every tool answer belongs to a call made before it."""
+    open_calls: set[str] = set()
+    for position, message in enumerate(messages):
+        where = f"messages[{position}]"
+        if message.role == "assistant":
+            open_calls.update(call.id for call in message.tool_calls or ())
+            if message.content is None and not message.tool_calls and message.refusal is None:
+                raise Invalid(
+                    f"'{where}' has neither 'content' nor 'tool_calls'.",
+                    param=f"{where}.content",
+                    code="missing_required_parameter",
+                )
+            continue
+        if message.content is None:
+            raise Invalid(
+                f"'{where}.content' is required for role '{message.role}'.",
+                param=f"{where}.content",
+                code="missing_required_parameter",
+            )
+        if message.role == "tool" and message.tool_call_id not in open_calls:
+            raise Invalid(
+                f"'{where}.tool_call_id' is {message.tool_call_id!r}; "
+                f"earlier assistant messages called {sorted(open_calls) or 'no tool'}.",
+                param=f"{where}.tool_call_id",
+            )
+
+
+def _check_tools(request: ChatRequest) -> None:
+    names = [tool.function.name for tool in request.tools or ()]
+    if request.tool_choice not in (None, "none", "auto") and not names:
+        raise Invalid("'tool_choice' needs 'tools'.", param="tool_choice")
+    if isinstance(request.tool_choice, NamedTool) and request.tool_choice.function.name not in names:
+        raise Invalid(
+            f"'tool_choice' names {request.tool_choice.function.name!r}; 'tools' has {names}.",
+            param="tool_choice.function.name",
+        )
+    for position, tool in enumerate(request.tools or ()):
+        check_json_schema(tool.function.parameters or {}, f"tools[{position}].function.parameters")
+
+
+def _requires(request: ChatRequest) -> Mapping[str, str]:
+    asked: dict[str, bool] = {
+        "stream": bool(request.stream),
+        "tools": bool(request.tools),
+        "tool_choice_named": isinstance(request.tool_choice, NamedTool | AllowedTools),
+        "json_object": isinstance(request.response_format, JsonFormat),
+        "json_schema": isinstance(request.response_format, SchemaFormat),
+        "logprobs": bool(request.logprobs),
+        "n": (request.n or 1) > 1,
+        "seed": request.seed is not None,
+        "logit_bias": bool(request.logit_bias),
+        "reasoning_effort": request.reasoning_effort not in (None, "none"),
+        "audio_output": "audio" in (request.modalities or ()) or request.audio is not None,
+        "prediction": request.prediction is not None,
+        "web_search_options": request.web_search_options is not None,
+        "functions": request.functions is not None or request.function_call is not None,
+        "verbosity": request.verbosity not in (None, "medium"),
+        "store": bool(request.store),
+        "service_tier": request.service_tier not in (None, "auto", "default"),
+    }
+    needed = {feature: _PARAM.get(feature, feature) for feature, is_asked in asked.items() if is_asked}
+    for position, message in enumerate(request.messages):
+        for part in message.content if isinstance(message.content, list) else ():
+            feature = _PART_FEATURE.get(type(part))
+            if feature:
+                needed.setdefault(feature, f"messages[{position}].content")
+    return needed
+
+
+_PARAM = {
+    "tool_choice_named": "tool_choice",
+    "json_object": "response_format",
+    "json_schema": "response_format",
+    "audio_output": "modalities",
+}
+_PART_FEATURE: Mapping[type, str] = {ImagePart: "vision", AudioPart: "audio_input", FilePart: "file_input"}
+
+# --- deltas ------------------------------------------------------------------------------------
+
+
+class TopLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+
+
+class TokenLogprob(msgspec.Struct):
+    token: str
+    logprob: float
+    bytes: list[int] | None = None
+    top_logprobs: list[TopLogprob] = []
+
+
+class FunctionDelta(msgspec.Struct, omit_defaults=True):
+    name: str | None = None
+    arguments: str | None = None
+
+
+class ToolCallDelta(msgspec.Struct, omit_defaults=True):
+    """First per index: `id`, `type`, `function.name` and arguments `""`; then argument pieces only."""
+
+    index: int
+    id: str | None = None
+    type: str | None = None
+    function: FunctionDelta | None = None
+
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+
+class ChatDelta(msgspec.Struct, omit_defaults=True):
+    """One piece of one choice. A backend sends exactly one with `finish_reason` per choice, last."""
+
+    index: int = 0
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+
+
+# --- answer ------------------------------------------------------------------------------------
+
+
+class Logprobs(msgspec.Struct):
+    content: list[TokenLogprob] | None
+    refusal: list[TokenLogprob] | None = None
+
+
+class _StreamDelta(msgspec.Struct, omit_defaults=True):
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class _StreamChoice(msgspec.Struct):
+    index: int
+    delta: _StreamDelta
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChatMessage(msgspec.Struct, omit_defaults=True):
+    role: str
+    # Required by OpenAI's document even when null, hence no defaults.
+    content: str | None
+    refusal: str | None
+    reasoning_content: str | None = None
+    tool_calls: list[ToolCall] | None = None
+
+
+class ChatChoice(msgspec.Struct):
+    index: int
+    message: ChatMessage
+    logprobs: Logprobs | None
+    finish_reason: str
+
+
+class ChatResponse(msgspec.Struct):
+    """Answer of `POST /v1/chat/completions` without `stream`."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: TokenUsage
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Writer:
+    """Writes `chat.completion.chunk` events: the role first, one finish per choice, usage when asked."""
+
+    def __init__(self, request: ChatRequest, envelope: Envelope) -> None:
+        head = {
+            "id": envelope.id,
+            "object": "chat.completion.chunk",
+            "created": envelope.created,
+            "model": envelope.model,
+        }
+        self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
+        self._wants_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._tail = b'],"usage":null}\n\n' if self._wants_usage else b"]}\n\n"
+        self._introduced: set[int] = set()
+
+    def delta(self, payload: ChatDelta) -> bytes:
+        events = b""
+        if payload.index not in self._introduced:
+            self._introduced.add(payload.index)
+            events = self._event(_StreamChoice(payload.index, _StreamDelta(role="assistant", content="")))
+        said = _StreamDelta(
+            content=payload.content or None,
+            reasoning_content=payload.reasoning_content,
+            refusal=payload.refusal,
+            tool_calls=payload.tool_calls,
+        )
+        if said != _SILENT or payload.logprobs:
+            logprobs = Logprobs(payload.logprobs) if payload.logprobs else None
+            events += self._event(_StreamChoice(payload.index, said, logprobs))
+        if payload.finish_reason:
+            events += self._event(
+                _StreamChoice(payload.index, _StreamDelta(), finish_reason=payload.finish_reason)
+            )
+        return events
+
+    def end(self, usage: Usage) -> bytes:
+        events = b""
+        if self._wants_usage:
+            events = self._head + b'],"usage":' + _encode(token_usage(usage)) + b"}\n\n"
+        return events + b"data: [DONE]\n\n"
+
+    def _event(self, choice: _StreamChoice) -> bytes:
+        return self._head + _encode(choice) + self._tail
+
+
+_SILENT = _StreamDelta()
+
+
+def _fold(request: ChatRequest, envelope: Envelope, deltas: Sequence[ChatDelta], usage: Usage) -> bytes:
+    by_choice: dict[int, list[ChatDelta]] = {}
+    for delta in deltas:
+        by_choice.setdefault(delta.index, []).append(delta)
+    return _encode(
+        ChatResponse(
+            id=envelope.id,
+            object="chat.completion",
+            created=envelope.created,
+            model=envelope.model,
+            choices=[_fold_choice(index, pieces) for index, pieces in sorted(by_choice.items())],
+            usage=token_usage(usage),
+        )
+    )
+
+
+def _fold_choice(index: int, pieces: Sequence[ChatDelta]) -> ChatChoice:
+    calls = _fold_tool_calls(pieces)
+    content = _join([p.content for p in pieces])
+    refusal = _join([p.refusal for p in pieces])
+    logprobs = [token for p in pieces for token in p.logprobs or ()]
+    return ChatChoice(
+        index=index,
+        message=ChatMessage(
+            role="assistant",
+            content=content if content is not None or calls or refusal else "",
+            refusal=refusal,
+            reasoning_content=_join([p.reasoning_content for p in pieces]),
+            tool_calls=calls or None,
+        ),
+        logprobs=Logprobs(logprobs) if logprobs else None,
+        finish_reason=next((p.finish_reason for p in pieces if p.finish_reason), "stop"),
+    )
+
+
+def _join(pieces: Sequence[str | None]) -> str | None:
+    said = [piece for piece in pieces if piece]
+    return "".join(said) if said else None
+
+
+def _fold_tool_calls(pieces: Sequence[ChatDelta]) -> list[ToolCall]:
+    calls: dict[int, ToolCall] = {}
+    for delta in (d for p in pieces for d in p.tool_calls or ()):
+        call = calls.setdefault(delta.index, ToolCall("", FunctionCall("", "")))
+        call.id = delta.id or call.id
+        if delta.function:
+            call.function.name = delta.function.name or call.function.name
+            call.function.arguments += delta.function.arguments or ""
+    for call in calls.values():
+        call.function.arguments = call.function.arguments or "{}"
+    return [calls[index] for index in sorted(calls)]
+
+
+MODALITY = Modality(
+    name="chat",
+    path="/v1/chat/completions",
+    summary="Answer a conversation",
+    request=ChatRequest,
+    delta=ChatDelta,
+    response=ChatResponse,
+    check=_check,
+    requires=_requires,
+    fold=_fold,
+    writer=_Writer,
+    features=(
+        "stream",
+        "tools",
+        "tool_choice_named",
+        "json_object",
+        "json_schema",
+        "logprobs",
+        "n",
+        "seed",
+        "logit_bias",
+        "reasoning_effort",
+        "vision",
+        "audio_input",
+        "audio_output",
+        "file_input",
+        "prediction",
+        "web_search_options",
+        "functions",
+        "verbosity",
+        "store",
+        "service_tier",
+    ),
+    example={"messages": [{"role": "user", "content": "Say hello."}]},
+)

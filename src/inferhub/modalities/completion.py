@@ -1,0 +1,187 @@
+"""Text completions: a raw prompt in, text out. The older sibling of chat, still used by many tools."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from inferhub.core.errors import Invalid
+from inferhub.core.usage import Usage
+from inferhub.modalities.base import Envelope, Modality
+from inferhub.modalities.tokens import StreamOptions, TextOrTokens, TokenUsage, split, token_usage
+
+_Penalty = Annotated[float, Meta(ge=-2, le=2)]
+
+
+class CompletionRequest(msgspec.Struct, kw_only=True):
+    """Body of `POST /v1/completions`."""
+
+    model: str
+    prompt: TextOrTokens = "<|endoftext|>"
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
+    seed: int | None = None
+    presence_penalty: _Penalty | None = None
+    frequency_penalty: _Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    suffix: str | None = None
+    best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
+    user: str | None = None
+
+
+class CompletionLogprobs(msgspec.Struct):
+    tokens: list[str] = []
+    token_logprobs: list[float | None] = []
+    top_logprobs: list[dict[str, float]] | None = None
+    text_offset: list[int] = []
+
+
+class CompletionDelta(msgspec.Struct, omit_defaults=True):
+    """One piece of one choice. A backend sends exactly one with `finish_reason` per choice, last."""
+
+    index: int = 0
+    text: str = ""
+    logprobs: CompletionLogprobs | None = None
+    finish_reason: Literal["stop", "length", "content_filter"] | None = None
+
+
+class CompletionChoice(msgspec.Struct):
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: str | None
+
+
+class CompletionResponse(msgspec.Struct):
+    """Answer of `POST /v1/completions` without `stream`."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: TokenUsage
+
+
+def prompts(request: CompletionRequest) -> list[str | list[int]]:
+    return split(request.prompt, "prompt")
+
+
+def _check(request: CompletionRequest) -> None:
+    if request.prompt == [] or any(p == [] for p in prompts(request)):
+        raise Invalid("'prompt' is empty.", param="prompt", code="empty_array")
+    if request.stream_options is not None and not request.stream:
+        raise Invalid("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    if request.best_of is not None and request.best_of < (request.n or 1):
+        raise Invalid(f"'best_of' is {request.best_of}; it must be at least 'n'.", param="best_of")
+
+
+def _requires(request: CompletionRequest) -> Mapping[str, str]:
+    asked: dict[str, bool] = {
+        "stream": bool(request.stream),
+        "logprobs": request.logprobs is not None,
+        "n": (request.n or 1) > 1,
+        "many_prompts": len(prompts(request)) > 1,
+        "token_prompts": not isinstance(prompts(request)[0], str),
+        "seed": request.seed is not None,
+        "logit_bias": bool(request.logit_bias),
+        "echo": bool(request.echo),
+        "suffix": bool(request.suffix),
+        "best_of": (request.best_of or 1) > (request.n or 1),
+    }
+    param = {"many_prompts": "prompt", "token_prompts": "prompt"}
+    return {feature: param.get(feature, feature) for feature, is_asked in asked.items() if is_asked}
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+class _Writer:
+    def __init__(self, request: CompletionRequest, envelope: Envelope) -> None:
+        head = {
+            "id": envelope.id,
+            "object": "text_completion",
+            "created": envelope.created,
+            "model": envelope.model,
+        }
+        self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
+        self._wants_usage = bool(request.stream_options and request.stream_options.include_usage)
+        self._tail = b'],"usage":null}\n\n' if self._wants_usage else b"]}\n\n"
+
+    def delta(self, payload: CompletionDelta) -> bytes:
+        choice = CompletionChoice(payload.index, payload.text, payload.logprobs, payload.finish_reason)
+        return self._head + _encode(choice) + self._tail
+
+    def end(self, usage: Usage) -> bytes:
+        events = b""
+        if self._wants_usage:
+            events = self._head + b'],"usage":' + _encode(token_usage(usage)) + b"}\n\n"
+        return events + b"data: [DONE]\n\n"
+
+
+def _fold(
+    request: CompletionRequest, envelope: Envelope, deltas: Sequence[CompletionDelta], usage: Usage
+) -> bytes:
+    by_choice: dict[int, list[CompletionDelta]] = {}
+    for delta in deltas:
+        by_choice.setdefault(delta.index, []).append(delta)
+    return _encode(
+        CompletionResponse(
+            id=envelope.id,
+            object="text_completion",
+            created=envelope.created,
+            model=envelope.model,
+            choices=[_fold_choice(index, pieces) for index, pieces in sorted(by_choice.items())],
+            usage=token_usage(usage),
+        )
+    )
+
+
+def _fold_choice(index: int, pieces: Sequence[CompletionDelta]) -> CompletionChoice:
+    merged: CompletionLogprobs | None = None
+    for logprobs in (p.logprobs for p in pieces if p.logprobs):
+        merged = merged or CompletionLogprobs(top_logprobs=None)
+        merged.tokens = merged.tokens + logprobs.tokens
+        merged.token_logprobs = merged.token_logprobs + logprobs.token_logprobs
+        merged.text_offset = merged.text_offset + logprobs.text_offset
+        if logprobs.top_logprobs is not None:
+            merged.top_logprobs = (merged.top_logprobs or []) + logprobs.top_logprobs
+    finish = next((p.finish_reason for p in pieces if p.finish_reason), "stop")
+    return CompletionChoice(index, "".join(p.text for p in pieces), merged, finish)
+
+
+MODALITY = Modality(
+    name="completion",
+    path="/v1/completions",
+    summary="Continue a text",
+    request=CompletionRequest,
+    delta=CompletionDelta,
+    response=CompletionResponse,
+    check=_check,
+    requires=_requires,
+    fold=_fold,
+    writer=_Writer,
+    features=(
+        "stream",
+        "logprobs",
+        "n",
+        "many_prompts",
+        "token_prompts",
+        "seed",
+        "logit_bias",
+        "echo",
+        "suffix",
+        "best_of",
+    ),
+    example={"prompt": "Once upon a time", "max_tokens": 16},
+)

@@ -1,0 +1,65 @@
+"""What the text modalities share, as OpenAI writes it: `usage`, and inputs as text or token ids."""
+
+from __future__ import annotations
+
+import msgspec
+
+from inferhub.core.errors import Invalid
+from inferhub.core.usage import Usage
+
+TextOrTokens = str | list[str | int | list[int]]
+"""One text, many texts, one list of token ids, or many. The decoder cannot say "all alike"; `split` does."""
+
+
+def split(given: TextOrTokens, param: str) -> list[str | list[int]]:
+    """The inputs one by one, whichever of the four shapes the client used. Raises `Invalid`."""
+    if isinstance(given, str):
+        return [given]
+    kinds = {type(item) for item in given}
+    if len(kinds) > 1:
+        raise Invalid(
+            f"'{param}' mixes {' and '.join(sorted(_KIND[kind] for kind in kinds))}; send only one kind.",
+            param=param,
+            code="invalid_type",
+        )
+    if kinds == {int}:
+        return [given]  # type: ignore[list-item]
+    return list(given)  # type: ignore[arg-type]
+
+
+_KIND: dict[type, str] = {str: "strings", int: "token ids", list: "lists of token ids"}
+
+
+class PromptDetails(msgspec.Struct, frozen=True):
+    cached_tokens: int = 0
+    audio_tokens: int = 0
+
+
+class CompletionDetails(msgspec.Struct, frozen=True):
+    reasoning_tokens: int = 0
+    audio_tokens: int = 0
+    accepted_prediction_tokens: int = 0
+    rejected_prediction_tokens: int = 0
+
+
+class TokenUsage(msgspec.Struct, frozen=True):
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails = PromptDetails()
+    completion_tokens_details: CompletionDetails = CompletionDetails()
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+
+def token_usage(usage: Usage) -> TokenUsage:
+    return TokenUsage(
+        prompt_tokens=usage.input_tokens,
+        completion_tokens=usage.output_tokens,
+        total_tokens=usage.input_tokens + usage.output_tokens,
+        prompt_tokens_details=PromptDetails(cached_tokens=usage.cached_tokens),
+        completion_tokens_details=CompletionDetails(reasoning_tokens=usage.reasoning_tokens),
+    )
