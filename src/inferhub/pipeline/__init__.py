@@ -1,0 +1,42 @@
+"""F4: the way of every call, on one screen. The gateway calls `build_pipeline`'s handler.
+
+    trace → deadline → admit → attempt → dispatch → (transport) worker
+
+Calls go down, chunks come up through `emit`. A ring pushes; only leaves may yield.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from inferhub.core.call import Handler, Ring
+from inferhub.pipeline.admit import Admit
+from inferhub.pipeline.attempt import Attempt
+from inferhub.pipeline.deadline import Deadline
+from inferhub.pipeline.directory import Directory
+from inferhub.pipeline.dispatch import Dispatch
+from inferhub.pipeline.onion import build
+from inferhub.pipeline.trace import Trace
+from inferhub.telemetry.metrics import Metrics
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineLimits:
+    """Bounds of one gateway process; every field is a setting of the same name."""
+
+    max_inflight: int = 1024
+    max_attempts: int = 2
+    first_token_timeout_s: float = 120.0
+    idle_timeout_s: float = 60.0
+
+
+def build_pipeline(directory: Callable[[], Directory], metrics: Metrics, limits: PipelineLimits) -> Handler:
+    """`directory` returns the current snapshot; it may be another one for the next call."""
+    rings: list[Ring] = [
+        Trace(metrics),
+        Deadline(first_token_timeout_s=limits.first_token_timeout_s, idle_timeout_s=limits.idle_timeout_s),
+        Admit(max_inflight=limits.max_inflight),
+        Attempt(max_attempts=limits.max_attempts),
+    ]
+    return build(rings, Dispatch(directory))

@@ -1,0 +1,42 @@
+"""What can be called now, as one immutable snapshot. Built by `gateway/fleet`, read by `dispatch`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from inferhub.core.errors import ModelNotFound, NoEndpoint
+from inferhub.core.serving import Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Directory:
+    """Public names on one side, endpoints on the other."""
+
+    endpoints: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
+    """Model name → where it runs; an empty tuple while the model is wanted but nowhere ready."""
+    routes: Mapping[str, str] = field(default_factory=dict)
+    """Route name → model name."""
+    revision: int = 0
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Everything a client may put into `model`, sorted."""
+        return tuple(sorted({*self.endpoints, *self.routes}))
+
+    def resolve(self, name: str) -> tuple[str, tuple[Endpoint, ...]]:
+        """(model name, its endpoints). Raises `ModelNotFound` or `NoEndpoint`."""
+        model = self.routes.get(name, name)
+        endpoints = self.endpoints.get(model)
+        if endpoints is None:
+            raise ModelNotFound(f"The model {name[:128]!r} does not exist.{self._hint(name)}")
+        if not endpoints:
+            raise NoEndpoint(f"The model {model!r} is known but not ready on any worker.", retry_after_s=1.0)
+        return model, endpoints
+
+    def _hint(self, name: str) -> str:
+        near = difflib.get_close_matches(name[:128], self.names, n=1)
+        if near:
+            return f" Did you mean {near[0]!r}?"
+        return f" Available: {', '.join(self.names[:10])}." if self.names else " No model is loaded."

@@ -1,0 +1,1 @@
+"""F1: what the process says of itself and of its machine. No business logic."""

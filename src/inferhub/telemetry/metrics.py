@@ -1,0 +1,92 @@
+"""Every metric of InferHub, by name, in one place. Base units, bounded labels, no model name from a client.
+
+Names of the `gen_ai_*` family follow OpenTelemetry's GenAI conventions in Prometheus spelling.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from inferhub.core.usage import Usage
+
+_DURATION_BUCKETS = tuple(0.01 * 2**k for k in range(14))
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The children of one (modality, model), resolved once; recording does no label look-up."""
+
+    requests: Counter
+    duration: Histogram
+    first_token: Histogram
+    tokens: tuple[Counter, Counter]
+    labels: tuple[str, str]
+
+    def record(
+        self, outcome: str, elapsed_s: float, first_token_s: float | None, usage: Usage | None
+    ) -> None:
+        self.requests.labels(*self.labels, outcome).inc()
+        self.duration.observe(elapsed_s)
+        if first_token_s is not None:
+            self.first_token.observe(first_token_s)
+        if usage is not None:
+            self.tokens[0].inc(usage.input_tokens)
+            self.tokens[1].inc(usage.output_tokens)
+
+
+class Metrics:
+    """One registry a process, never the library's global one, so that tests can have many."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        names = ["modality", "model"]
+        self._requests = Counter(
+            "inferhub_requests_total",
+            "Calls that ended, by outcome: ok, cancelled, or an error code.",
+            [*names, "outcome"],
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "gen_ai_server_request_duration_seconds",
+            "Time from the parsed request to the end of its answer.",
+            names,
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "gen_ai_server_time_to_first_token_seconds",
+            "Time from the parsed request to the first piece of its answer.",
+            names,
+            buckets=_DURATION_BUCKETS,
+            registry=registry,
+        )
+        self._tokens = Counter(
+            "inferhub_tokens_total", "Tokens of finished calls.", [*names, "type"], registry=registry
+        )
+        self.inflight = Gauge("inferhub_requests_inflight", "Calls being answered now.", registry=registry)
+        self.refused = Counter(
+            "inferhub_refused_total",
+            "Requests refused at the door, by error code.",
+            ["code"],
+            registry=registry,
+        )
+        self._series: dict[tuple[str, str], Series] = {}
+
+    def series(self, modality: str, model: str) -> Series:
+        key = (modality, model)
+        if key not in self._series:
+            self._series[key] = Series(
+                requests=self._requests,
+                duration=self._duration.labels(*key),
+                first_token=self._first_token.labels(*key),
+                tokens=(self._tokens.labels(*key, "input"), self._tokens.labels(*key, "output")),
+                labels=key,
+            )
+        return self._series[key]
+
+    def exposition(self) -> bytes:
+        """The Prometheus text format."""
+        return generate_latest(self._registry)
