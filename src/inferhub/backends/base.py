@@ -1,0 +1,76 @@
+"""What an engine or vendor has to provide. The worker's host loads it, pumps it and cancels it.
+
+A backend never sees a queue, a socket of ours or another backend.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import ClassVar
+
+import msgspec
+
+from inferhub.core.call import Call, Delta, Finished
+from inferhub.core.errors import SetupError
+from inferhub.core.models import Capability, ModelSpec
+
+
+class NoOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """For backends without settings of their own."""
+
+
+class Backend(ABC):
+    """One loaded model. Subclass it in `backends/x.py` and expose the class as `BACKEND`.
+
+    Life: `__init__` (cheap) → `load` → any number of concurrent `run` → `unload`.
+    Import the engine's package inside `load`, so that listing backends costs nothing.
+    """
+
+    Options: ClassVar[type[msgspec.Struct]] = NoOptions
+    """The shape of `ModelSpec.options`; unknown names are refused when the spec is checked."""
+    isolated: ClassVar[bool] = False
+    """True when the engine may crash or hold the GIL: the host then runs it in a child process."""
+    remote: ClassVar[bool] = False
+    """True when the model lives elsewhere: no device, no weights, served beside the gateway."""
+    needs_weights: ClassVar[bool] = False
+
+    def __init__(self, spec: ModelSpec, weights: Path | None) -> None:
+        self.spec = spec
+        self.weights = weights
+        """Folder or file the registry resolved and verified; None when `needs_weights` is False."""
+        self.device = "cpu"
+        """Where the model really runs; `load` sets it when the engine decides."""
+
+    @property
+    @abstractmethod
+    def capabilities(self) -> tuple[Capability, ...]:
+        """What the loaded model offers; constant after `load`."""
+
+    @abstractmethod
+    async def load(self) -> None:
+        """Make ready. Raises `SetupError` (with its remedy) when that is impossible."""
+
+    @abstractmethod
+    def run(self, call: Call) -> AsyncIterator[Delta | Finished]:
+        """Yield deltas, then exactly one `Finished` as the last item.
+
+        Leaves the engine's slot free within a second when the iterator is closed or its task
+        cancelled. Raises `InferHubError` only; foreign exceptions are translated here.
+        """
+
+    async def unload(self) -> None:  # noqa: B027 - most backends have nothing to free
+        """Free what `load` took. Called once, with no `run` in flight."""
+
+
+def check_options(backend: type[Backend], spec: ModelSpec) -> msgspec.Struct:
+    """The spec's options as the backend's struct. Raises `SetupError` naming the option."""
+    try:
+        return msgspec.convert(dict(spec.options), backend.Options, strict=True)
+    except msgspec.ValidationError as error:
+        allowed = ", ".join(backend.Options.__struct_fields__) or "none"
+        raise SetupError(
+            f"Model {spec.name!r}: {error}. Options of backend {spec.backend!r}: {allowed}.",
+            param="options",
+        ) from error

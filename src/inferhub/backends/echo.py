@@ -1,0 +1,190 @@
+"""The reference backend: answers with what it was told, word by word, and keeps every promise.
+
+Read it to learn how a backend is written. Its options make it slow or flaky on purpose, so that
+failure is something a test or a demonstration can ask for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import math
+import re
+import struct
+from collections.abc import AsyncIterator, Iterator, Sequence
+
+import msgspec
+
+from inferhub.backends.base import Backend, check_options
+from inferhub.core.call import Call, Delta, Finished
+from inferhub.core.errors import ContextOverflow, Unsupported, UpstreamFailed
+from inferhub.core.models import Capability
+from inferhub.core.usage import Usage
+from inferhub.modalities.chat import (
+    ChatDelta,
+    ChatRequest,
+    FunctionDelta,
+    JsonFormat,
+    Message,
+    NamedTool,
+    TextPart,
+    TokenLogprob,
+    ToolCallDelta,
+)
+from inferhub.modalities.completion import CompletionDelta, CompletionRequest, prompts
+from inferhub.modalities.embedding import EmbeddingDelta, EmbeddingRequest, inputs
+
+
+class EchoOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    """How the echo misbehaves; all off by default."""
+
+    first_token_s: float = 0.0
+    gap_s: float = 0.0
+    """Between tokens, after the first."""
+    fail_every: int = 0
+    """Every k-th call fails; 1 means always, 0 never."""
+    fail_at: int = 0
+    """How many tokens a failing call delivers first."""
+    context_tokens: int = 4096
+    dimensions: int = 8
+
+
+class Echo(Backend):
+    """One token is one word with the white space before it."""
+
+    Options = EchoOptions
+
+    capabilities: tuple[Capability, ...] = ()
+
+    async def load(self) -> None:
+        self._options = options = msgspec.convert(
+            check_options(type(self), self.spec), EchoOptions, from_attributes=True
+        )
+        self._calls = 0
+        chat = frozenset({"stream", "tools", "tool_choice_named", "json_object", "logprobs", "n", "seed"})
+        self.capabilities = (
+            Capability("chat", chat, context_tokens=options.context_tokens),
+            Capability(
+                "completion", frozenset({"stream", "n", "many_prompts", "seed"}), options.context_tokens
+            ),
+            Capability("embedding", frozenset({"dimensions"}), options.context_tokens, options.dimensions),
+        )
+
+    async def run(self, call: Call) -> AsyncIterator[Delta | Finished]:
+        self._calls += 1
+        is_failing = bool(self._options.fail_every) and self._calls % self._options.fail_every == 0
+        deltas, usage = self._answer(call.request)
+        for position, delta in enumerate(deltas):
+            if is_failing and position == self._options.fail_at:
+                raise UpstreamFailed("This echo fails on purpose.")
+            await asyncio.sleep(self._options.first_token_s if position == 0 else self._options.gap_s)
+            yield Delta(delta)
+        yield Finished(usage)
+
+    def _answer(self, request: object) -> tuple[Sequence[object], Usage]:
+        match request:
+            case ChatRequest():
+                return self._chat(request)
+            case CompletionRequest():
+                return self._complete(request)
+            case EmbeddingRequest():
+                return self._embed(request)
+        raise Unsupported(f"The echo cannot answer a {type(request).__name__}.")
+
+    def _chat(self, request: ChatRequest) -> tuple[list[ChatDelta], Usage]:
+        spoken = [text_of(message) for message in request.messages]
+        input_tokens = self._fitting(sum(len(tokens_of(text)) for text in spoken), "messages")
+        answer = spoken[-1]
+        if request.tools and request.tool_choice != "none":
+            choice = request.tool_choice
+            tool = choice.function.name if isinstance(choice, NamedTool) else request.tools[0].function.name
+            deltas = list(_tool_call(tool, answer))
+            return deltas, Usage(input_tokens, 1)
+        if isinstance(request.response_format, JsonFormat):
+            answer = msgspec.json.encode({"echo": answer}).decode()
+        deltas, output_tokens = [], 0
+        for index in range(request.n or 1):
+            tokens, reason = cut(answer, request.max_output_tokens, request.stop)
+            output_tokens += len(tokens)
+            deltas += [
+                ChatDelta(
+                    index=index,
+                    content=token,
+                    logprobs=[TokenLogprob(token, 0.0, list(token.encode()))] if request.logprobs else None,
+                )
+                for token in tokens
+            ]
+            deltas.append(ChatDelta(index=index, finish_reason=reason))  # type: ignore[arg-type]
+        return deltas, Usage(input_tokens, output_tokens)
+
+    def _complete(self, request: CompletionRequest) -> tuple[list[CompletionDelta], Usage]:
+        texts = [prompt for prompt in prompts(request) if isinstance(prompt, str)]
+        input_tokens = self._fitting(sum(len(tokens_of(text)) for text in texts), "prompt")
+        deltas: list[CompletionDelta] = []
+        output_tokens = 0
+        limit = 16 if request.max_tokens is None else request.max_tokens
+        for index, text in enumerate(text for text in texts for _ in range(request.n or 1)):
+            tokens, reason = cut(text, limit, request.stop)
+            output_tokens += len(tokens)
+            deltas += [CompletionDelta(index, token) for token in tokens]
+            deltas.append(CompletionDelta(index, finish_reason=reason))  # type: ignore[arg-type]
+        return deltas, Usage(input_tokens, output_tokens)
+
+    def _embed(self, request: EmbeddingRequest) -> tuple[list[EmbeddingDelta], Usage]:
+        size = self._options.dimensions
+        if request.dimensions not in (None, size):
+            raise Unsupported(
+                f"'dimensions' is {request.dimensions}; this model only makes {size}.", param="dimensions"
+            )
+        texts = [text for text in inputs(request) if isinstance(text, str)]
+        counts = [self._fitting(len(tokens_of(text)), "input") for text in texts]
+        return [EmbeddingDelta(i, unit_vector(text, size)) for i, text in enumerate(texts)], Usage(
+            sum(counts)
+        )
+
+    def _fitting(self, tokens: int, param: str) -> int:
+        limit = self._options.context_tokens
+        if tokens > limit:
+            raise ContextOverflow(
+                f"'{param}' has {tokens} tokens; the context of this model is {limit} tokens.", param=param
+            )
+        return tokens
+
+
+def text_of(message: Message) -> str:
+    if isinstance(message.content, list):
+        return "".join(part.text for part in message.content if isinstance(part, TextPart))
+    return message.content or ""
+
+
+def tokens_of(text: str) -> list[str]:
+    return re.findall(r"\s*\S+|\s+$", text)
+
+
+def cut(text: str, limit: int | None, stop: str | Sequence[str] | None) -> tuple[list[str], str]:
+    """The tokens up to the first stop text or the limit, and the finish reason."""
+    for ending in [stop] if isinstance(stop, str) else stop or ():
+        text = text.split(ending, maxsplit=1)[0] if ending else text
+    tokens = tokens_of(text)
+    if limit is not None and len(tokens) > limit:
+        return tokens[:limit], "length"
+    return tokens, "stop"
+
+
+def unit_vector(text: str, dimensions: int) -> bytes:
+    """A pseudo-random vector of length 1 that depends on nothing but the text."""
+    seed = hashlib.shake_256(text.encode()).digest(dimensions * 2)
+    raw = [value - 32767.5 for value in struct.unpack(f"<{dimensions}H", seed)]
+    length = math.hypot(*raw)
+    return struct.pack(f"<{dimensions}f", *(value / length for value in raw))
+
+
+def _tool_call(name: str, text: str) -> Iterator[ChatDelta]:
+    arguments = msgspec.json.encode({"text": text}).decode()
+    first = ToolCallDelta(0, "call_echo", "function", FunctionDelta(name, ""))
+    yield ChatDelta(tool_calls=[first])
+    yield ChatDelta(tool_calls=[ToolCallDelta(0, function=FunctionDelta(arguments=arguments))])
+    yield ChatDelta(finish_reason="tool_calls")
+
+
+BACKEND = Echo

@@ -1,0 +1,1 @@
+"""Tools to test InferHub and its plug-ins with: real processes and reference engines, no mocks."""
