@@ -241,7 +241,8 @@ class SetupError(InferHubError):
     """InferHub cannot start or change as asked; the message says how to mend it."""
 
     code = "setup_error"
-    http = 422
+    type = "invalid_request_error"
+    http = 400
 
 
 class WeightsCorrupt(SetupError):

@@ -22,7 +22,7 @@ class Deadline:
     async def __call__(self, call: Call, emit: Emit, inner: Handler) -> None:
         # asyncio.timeout counts on the loop's clock, the call on time.monotonic().
         total = asyncio.get_running_loop().time() + call.deadline_s - time.monotonic()
-        limit = "first_token_timeout_s"
+        limit, patience_s = "first_token_timeout_s", self._first_token_timeout_s
         try:
             async with asyncio.timeout(None) as timer:
 
@@ -30,16 +30,14 @@ class Deadline:
                     timer.reschedule(min(total, asyncio.get_running_loop().time() + seconds_s))
 
                 async def watch(chunk: Chunk) -> None:
-                    nonlocal limit
-                    if not isinstance(chunk, Delta):
-                        return await emit(chunk)
-                    limit = "idle_timeout_s"
+                    nonlocal limit, patience_s
                     timer.reschedule(total)
                     await emit(chunk)
-                    wait_at_most(self._idle_timeout_s)
-                    return None
+                    if isinstance(chunk, Delta):
+                        limit, patience_s = "idle_timeout_s", self._idle_timeout_s
+                    wait_at_most(patience_s)
 
-                wait_at_most(self._first_token_timeout_s)
+                wait_at_most(patience_s)
                 await inner(call, watch)
         except TimeoutError as error:
             if not timer.expired():

@@ -1,0 +1,1 @@
+"""One router per noun; every route needs the role `admin`."""

@@ -1,0 +1,54 @@
+"""`/admin/v1/workers`: every worker's models, load, devices and free memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import APIRouter, Depends
+
+from inferhub.core.serving import WorkerStatus
+from inferhub.gateway.dependencies import admin_caller
+from inferhub.gateway.fleet import public_name
+
+
+def workers_router(workers: Callable[[], Mapping[str, WorkerStatus | None]]) -> APIRouter:
+    router = APIRouter(prefix="/admin/v1", tags=["admin"], dependencies=[Depends(admin_caller)])
+
+    @router.get("/workers", summary="List the workers")
+    async def list_workers() -> Mapping[str, Any]:
+        return {"object": "list", "data": [_card(name, status) for name, status in workers().items()]}
+
+    return router
+
+
+def _card(name: str, status: WorkerStatus | None) -> Mapping[str, Any]:
+    if status is None:
+        return {"name": name, "reachable": False}
+    return {
+        "name": name,
+        "reachable": True,
+        "id": status.id,
+        "draining": status.draining,
+        # Options are left out: they may hold an upstream's key.
+        "models": [
+            {
+                "name": public_name(model.spec.name),
+                "backend": model.spec.backend,
+                "device": model.device,
+                "slots": model.spec.slots,
+                "running": model.running,
+                "queued": model.queued,
+            }
+            for model in status.models
+        ],
+        "devices": [
+            {
+                "id": device.id,
+                "name": device.name,
+                "memory_total_bytes": device.memory_total_bytes,
+                "memory_free_bytes": device.memory_free_bytes,
+            }
+            for device in status.devices
+        ],
+    }

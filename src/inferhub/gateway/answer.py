@@ -1,0 +1,240 @@
+"""Writes the answer of one call: the only code that touches ASGI `send` on the inference routes.
+
+A disconnect becomes `Task.cancel()`; an error before the first byte becomes a status, after it an event.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from inferhub.core.call import Call, Chunk, Delta, Finished, Handler, Started
+from inferhub.core.errors import Draining, InferHubError, InternalError
+from inferhub.core.usage import Usage
+from inferhub.gateway.limits import GatewayLimits
+from inferhub.gateway.payload import ClientGone, Receive
+from inferhub.gateway.problems import Headers, envelope, error_headers
+from inferhub.modalities.base import Envelope, Modality
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+_SSE: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache"),
+    (b"x-accel-buffering", b"no"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """One HTTP request and the way back to its client."""
+
+    receive: Receive
+    send: Send
+    limits: GatewayLimits
+    common_headers: Callable[[], Headers]
+    """Request id and timing; computed when the headers leave."""
+    abort: Callable[[], None] = field(default=lambda: None)
+    """Drops the connection without waiting for a client that does not read."""
+
+    async def write(self, message: dict[str, Any]) -> None:
+        """Bounded: a client that stops reading loses the connection, not our memory."""
+        try:
+            async with asyncio.timeout(self.limits.write_timeout_s):
+                await self.send(message)
+        except TimeoutError as error:
+            self.abort()
+            raise ClientGone from error
+
+    async def json(self, status: int, body: bytes, headers: Headers) -> None:
+        fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        fields += self.common_headers()
+        fields += headers
+        await self.write({"type": "http.response.start", "status": status, "headers": fields})
+        await self.write({"type": "http.response.body", "body": body})
+
+    async def problem(self, error: InferHubError) -> None:
+        headers = error_headers(error)
+        if error.http in (408, 413):
+            # The rest of the body is not wanted; keeping the connection would mean reading it.
+            headers.append((b"connection", b"close"))
+        await self.json(error.http, envelope(error), headers)
+
+
+async def answer(
+    call: Call, modality: Modality, handler: Handler, exchange: Exchange, seen_as: Envelope
+) -> None:
+    """Run the call and write its answer. Raises `ClientGone`; every other failure is answered."""
+    if call.stream and modality.writer is not None:
+        await _Stream(call, modality, handler, exchange, seen_as).run()
+    else:
+        await _unary(call, modality, handler, exchange, seen_as)
+
+
+async def _unary(
+    call: Call, modality: Modality, handler: Handler, exchange: Exchange, seen_as: Envelope
+) -> None:
+    payloads: list[Any] = []
+    started: Started | None = None
+    usage: Usage | None = None
+
+    async def emit(chunk: Chunk) -> None:
+        nonlocal started, usage
+        if isinstance(chunk, Delta):
+            payloads.append(chunk.payload)
+        elif isinstance(chunk, Started):
+            started = chunk
+        else:
+            usage = chunk.usage
+
+    try:
+        async with _CancelOnDisconnect(exchange.receive):
+            await handler(call, emit)
+        if started is None or usage is None:
+            raise InternalError("The pipeline ended without an answer.")
+        body = modality.fold(call.request, seen_as, payloads, usage)
+    except InferHubError as error:
+        return await exchange.problem(error)
+    await exchange.json(200, body, _started_headers(started))
+    return None
+
+
+class _Stream:
+    """Server-sent events of one call. The head is held until the first chunk, or for `head_hold_s`."""
+
+    def __init__(
+        self, call: Call, modality: Modality, handler: Handler, exchange: Exchange, seen_as: Envelope
+    ) -> None:
+        assert modality.writer is not None  # noqa: S101 - `answer` checked it
+        self._call = call
+        self._handler = handler
+        self._exchange = exchange
+        self._writer = modality.writer(call.request, seen_as)
+        self._started: Started | None = None
+        self._usage: Usage | None = None
+        self._is_open = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._pinging: asyncio.Task[None] | None = None
+        self._written_at = 0.0
+
+    async def run(self) -> None:
+        limits = self._exchange.limits
+        try:
+            self._arm(limits.head_hold_s)
+            async with _CancelOnDisconnect(self._exchange.receive):
+                await self._handler(self._call, self._emit)
+            if self._usage is None:
+                raise InternalError("The pipeline ended without an answer.")
+            await self._event(self._writer.end(self._usage), is_last=True)
+        except InferHubError as error:
+            await self._fail(error)
+        except asyncio.CancelledError:
+            # Not the client, so it is this server that stops: say so before going.
+            await self._fail(Draining("The server is shutting down."))
+            raise
+        finally:
+            if self._timer is not None:
+                self._timer.cancel()
+
+    async def _emit(self, chunk: Chunk) -> None:
+        if isinstance(chunk, Delta):
+            event = self._writer.delta(chunk.payload)
+            if event:
+                await self._event(event)
+        elif isinstance(chunk, Started):
+            self._started = chunk
+        elif isinstance(chunk, Finished):
+            self._usage = chunk.usage
+
+    async def _event(self, event: bytes, *, is_last: bool = False) -> None:
+        if not self._is_open:
+            await self._open()
+        self._written_at = asyncio.get_running_loop().time()
+        await self._exchange.write({"type": "http.response.body", "body": event, "more_body": not is_last})
+
+    async def _open(self) -> None:
+        self._is_open = True
+        headers = [*_SSE, *self._exchange.common_headers()]
+        if self._started is not None:
+            headers += _started_headers(self._started)
+        await self._exchange.write({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def _fail(self, error: InferHubError) -> None:
+        if self._is_open:
+            await self._event(b"data: " + envelope(error) + b"\n\n", is_last=True)
+        else:
+            await self._exchange.problem(error)
+
+    def _arm(self, after_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_later(after_s, self._tick)
+
+    def _tick(self) -> None:
+        """Headers and `: ping` comments leave even while the model is silent."""
+        interval_s = self._exchange.limits.ping_interval_s
+        silent_s = asyncio.get_running_loop().time() - self._written_at
+        if self._is_open and silent_s < interval_s:
+            return self._arm(interval_s - silent_s)
+        self._pinging = asyncio.create_task(self._ping())
+        return self._arm(interval_s)
+
+    async def _ping(self) -> None:
+        try:
+            await self._event(b": ping\n\n")
+        except ClientGone:
+            # The call itself meets the same fate at its next write.
+            return
+
+
+def _started_headers(started: Started) -> Headers:
+    headers = [
+        (b"x-inferhub-model", started.model.encode("latin-1", "replace")),
+        (b"x-inferhub-upstream", started.endpoint.encode("latin-1", "replace")),
+        (b"x-inferhub-attempts", str(started.attempt).encode()),
+    ]
+    if started.ignored_params:
+        headers.append((b"x-inferhub-ignored-params", _listed(started.ignored_params)))
+    return headers
+
+
+def _listed(names: tuple[str, ...]) -> bytes:
+    """Client-made names in a header: only plain ones, and not many."""
+    plain = [name for name in names if name.isascii() and name.isidentifier() and len(name) <= 64]
+    return ",".join(plain[:20]).encode() or b"(unprintable)"
+
+
+class _CancelOnDisconnect:
+    """Cancels the current task when the client hangs up, and turns that into `ClientGone`."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._is_gone = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - coroutines run in tasks
+        self._task = task
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._is_gone = True
+        self._task.cancel()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watcher.cancel()
+        if not self._is_gone:
+            return
+        if kind is not asyncio.CancelledError:
+            # The hang-up came while the call was already ending: take the cancellation that is due.
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        self._task.uncancel()
+        raise ClientGone from error

@@ -1,0 +1,113 @@
+"""The outermost ASGI application: request ids, common headers, and the short way to inference routes.
+
+Everything else (admin, docs, health, models) goes on to the FastAPI application behind it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+from collections.abc import Mapping
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from inferhub.core.clock import new_id
+from inferhub.core.errors import InferHubError, InternalError, MethodNotAllowed
+from inferhub.gateway.answer import Exchange
+from inferhub.gateway.limits import GatewayLimits
+from inferhub.gateway.payload import ClientGone
+from inferhub.gateway.problems import Headers
+from inferhub.gateway.surface import InferenceEndpoint
+from inferhub.telemetry.metrics import Metrics
+
+_log = logging.getLogger(__name__)
+# Honoured only when it cannot forge a header or a log line.
+_REQUEST_ID = re.compile(rb"^[A-Za-z0-9_-]{8,128}$")
+
+
+class Door:
+    def __init__(
+        self, hot: Mapping[str, InferenceEndpoint], cold: ASGIApp, limits: GatewayLimits, metrics: Metrics
+    ) -> None:
+        self._hot = hot
+        self._cold = cold
+        self._limits = limits
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._cold(scope, receive, send)
+        endpoint = self._hot.get(scope["path"])
+        if endpoint is None:
+            return await self._pass_on(scope, receive, send)
+        headers = dict(scope["headers"])
+        begin = time.perf_counter()
+        request_id = request_id_of(headers)
+
+        def common_headers() -> Headers:
+            return _common(request_id, begin)
+
+        abort = scope.get("extensions", {}).get("inferhub.abort", _nothing)
+        exchange = Exchange(receive, send, self._limits, common_headers, abort)
+        try:
+            await self._infer(endpoint, scope, headers, exchange, request_id)
+        except ClientGone:
+            return None
+        return None
+
+    async def _infer(
+        self,
+        endpoint: InferenceEndpoint,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        exchange: Exchange,
+        request_id: str,
+    ) -> None:
+        try:
+            if scope["method"] != "POST":
+                raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
+            await endpoint(dict(scope), headers, exchange, request_id)
+        except InferHubError as error:
+            self._metrics.refused.labels(error.code).inc()
+            await exchange.problem(error)
+        except ClientGone:
+            raise
+        except Exception:
+            _log.exception("request failed unexpectedly", extra={"request_id": request_id})
+            await exchange.problem(InternalError())
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The cold way: the same headers, and `/v1/models/` means `/v1/models`."""
+        begin = time.perf_counter()
+        request_id = request_id_of(dict(scope["headers"]))
+        path = scope["path"]
+        if len(path) > 1 and path.endswith("/"):
+            scope = {**scope, "path": path.rstrip("/") or "/"}
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *_common(request_id, begin)]
+            await send(message)
+
+        await self._cold(scope, receive, send_with_headers)
+
+
+def request_id_of(headers: dict[bytes, bytes]) -> str:
+    given = headers.get(b"x-request-id")
+    return given.decode() if given is not None and _REQUEST_ID.match(given) else new_id("req")
+
+
+def _common(request_id: str, begin: float) -> Headers:
+    elapsed_ms = round((time.perf_counter() - begin) * 1000)
+    return [
+        (b"x-request-id", request_id.encode()),
+        (b"openai-processing-ms", str(elapsed_ms).encode()),
+        (b"openai-version", b"2020-10-01"),
+        (b"access-control-expose-headers", b"X-Request-ID, OpenAI-Processing-Ms, Retry-After"),
+    ]
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,178 @@
+"""From bytes on the wire to a checked request struct; every refusal names parameter, value and remedy.
+
+Called by `surface`. Bounded before parsed: size while reading, depth before decoding.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+import msgspec
+
+from inferhub.core.errors import Invalid, TooLarge, UnsupportedMedia
+from inferhub.gateway.limits import GatewayLimits
+from inferhub.modalities.base import Modality
+
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class ClientGone(BaseException):
+    """The client hung up; there is nobody left to answer.
+
+    A `BaseException`, like a cancellation: no `except Exception` on the way may take it for a failed call.
+    """
+
+
+async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: GatewayLimits) -> bytes:
+    """The whole body. Raises before reading when the headers already say that it is unwelcome."""
+    _check_media(headers)
+    limit = limits.max_body_bytes
+    declared = headers.get(b"content-length", b"")
+    if declared.isdigit() and int(declared) > limit:
+        raise TooLarge(f"The body has {int(declared)} bytes; at most {limit} are accepted.")
+    pieces: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                piece = message.get("body", b"")
+                size += len(piece)
+                if size > limit:
+                    raise TooLarge(f"The body has more than {limit} bytes, the most accepted.")
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    except TimeoutError as error:
+        raise Invalid(
+            f"The body did not arrive within {limits.body_timeout_s:g} s.", code="body_timeout"
+        ) from error
+
+
+def _check_media(headers: dict[bytes, bytes]) -> None:
+    """JSON by name or by silence. A form type is what `curl -d` sends when a header was forgotten."""
+    media = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
+    if media != b"application/json" and not media.endswith(b"+json"):
+        raise UnsupportedMedia(
+            f"Content-Type is {media.decode('latin-1')!r}; send 'Content-Type: application/json'."
+        )
+    encoding = headers.get(b"content-encoding", b"identity").lower()
+    if encoding != b"identity":
+        raise UnsupportedMedia(
+            f"Content-Encoding {encoding.decode('latin-1')!r} is not accepted; send the body as it is."
+        )
+
+
+def parse_request(modality: Modality, body: bytes, max_depth: int) -> tuple[Any, tuple[str, ...]]:
+    """(request struct, unknown top-level names). Raises `Invalid` and nothing else."""
+    check_depth(body, max_depth)
+    tree = _load(body)
+    if not isinstance(tree, dict):
+        raise Invalid(f"The body must be a JSON object, not {_kind(tree)}.", code="invalid_json")
+    try:
+        request = msgspec.json.decode(body, type=modality.request)
+    except msgspec.ValidationError as error:
+        raise explain(error, tree) from error
+    except msgspec.DecodeError as error:
+        raise Invalid(f"The body is not valid JSON: {error}.", code="invalid_json") from error
+    modality.check(request)
+    known = modality.request.__struct_fields__
+    return request, tuple(name for name in tree if name not in known)
+
+
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
+
+
+def check_depth(body: bytes, limit: int) -> None:
+    """Refuse deep nesting before any parser recurses. The first line settles nearly every body."""
+    if body.count(b"{") + body.count(b"[") <= limit:
+        return
+    depth = deepest = 0
+    for byte in _STRING.sub(b"", body):
+        if byte in b"{[":
+            depth += 1
+            deepest = max(deepest, depth)
+            if deepest > limit:
+                raise Invalid(f"The body nests deeper than {limit} levels.", code="too_deep")
+        elif byte in b"}]":
+            depth -= 1
+
+
+def _load(body: bytes) -> Any:
+    if not body.strip():
+        raise Invalid("The body is empty; send a JSON object.", code="invalid_json")
+    try:
+        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise Invalid(
+            f"The body is not valid UTF-8: byte {error.start} cannot be decoded.", code="invalid_json"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise Invalid(
+            f"The body is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.",
+            code="invalid_json",
+        ) from error
+    except ValueError as error:
+        raise Invalid("The body is not valid JSON: a number is too long.", code="invalid_json") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        raise Invalid(f"The name {twice!r} appears twice in one object.", param=twice, code="duplicate_name")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise Invalid(f"The body is not valid JSON: {name} is not a JSON number.", code="invalid_json")
+
+
+_PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")
+_STEP = re.compile(r"[^.\[\]]+")
+
+
+def explain(error: msgspec.ValidationError, tree: Any) -> Invalid:
+    """A decoder's complaint as a sentence: the parameter's path, the offending value, what is allowed."""
+    match = _PLACE.match(str(error))
+    what, path = (match["what"], match["path"] or "") if match else (str(error), "")
+    missing = _MISSING.match(what)
+    if missing:
+        param = f"{path}.{missing['field']}" if path else missing["field"]
+        return Invalid(f"'{param}' is required.", param=param, code="missing_required_parameter")
+    value = _shown(_at(tree, path))
+    is_type = what.startswith("Expected") and ", got" in what
+    wanted = what.replace("`", "").partition(", got")[0]
+    return Invalid(
+        f"Invalid value for '{path}': {value}. {wanted}.",
+        param=path or None,
+        code="invalid_type" if is_type else "invalid_value",
+    )
+
+
+def _at(tree: Any, path: str) -> Any:
+    """The value at `messages[0].content`; a wildcard step `[...]` ends the walk one level above."""
+    for step in _STEP.findall(path):
+        try:
+            tree = tree[int(step)] if isinstance(tree, list) else tree[step]
+        except (KeyError, IndexError, ValueError, TypeError):
+            return tree
+    return tree
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=True)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _kind(value: Any) -> str:
+    names = {list: "an array", str: "a string", int: "a number", float: "a number", bool: "a boolean"}
+    return names.get(type(value), "null")

@@ -1,0 +1,138 @@
+"""Applying specs: all or nothing, old beside new, workers that come and go."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from inferhub.core.call import Call, Emit
+from inferhub.core.errors import EndpointLost, SetupError
+from inferhub.core.models import ModelSpec, ModelStatus
+from inferhub.core.serving import WorkerStatus
+from inferhub.core.traffic import Route
+from inferhub.gateway.fleet import Fleet, deployment_of
+from inferhub.settings.spec import Spec
+from inferhub.testing.calls import Collector, make_call
+from inferhub.transport.local import LocalTransport
+from inferhub.worker.host import Host
+from inferhub.worker.service import Worker
+
+
+def new_worker(name: str) -> Worker:
+    return Worker(name, Host(resolve=lambda _: pytest.fail("echo has no weights")), tuple)
+
+
+def new_fleet(*workers: object) -> Fleet:
+    return Fleet(
+        engines={f"w{n}": worker for n, worker in enumerate(workers)},  # type: ignore[misc]
+        providers={"providers": LocalTransport(new_worker("providers"))},
+        is_remote=lambda _: False,
+        refresh_s=0.01,
+        drain_grace_s=5.0,
+    )
+
+
+def spec(*models: ModelSpec, **routes: str) -> Spec:
+    return Spec(models=models, routes=tuple(Route(name, model) for name, model in routes.items()))
+
+
+ECHO = ModelSpec("echo", "echo")
+SLOW = ModelSpec("echo", "echo", options={"gap_s": 0.05})
+BAD = ModelSpec("bad", "echo", options={"nonsense": 1})
+
+
+async def ask(fleet: Fleet, name: str) -> Collector:
+    emit = Collector()
+    _, endpoints = fleet.directory().resolve(name)
+    call = make_call("chat", endpoints[0].model.spec.name, messages=[{"role": "user", "content": "a b c"}])
+    await endpoints[0].infer(call, emit)
+    return emit
+
+
+async def test_models_and_routes_become_endpoints() -> None:
+    fleet = new_fleet(LocalTransport(new_worker("w")))
+    await fleet.apply(spec(ECHO, alias="echo"))
+    assert fleet.directory().names == ("alias", "echo")
+    assert fleet.readiness()["ready"] is True
+    assert len((await ask(fleet, "alias")).chunks) == 5
+    await fleet.close()
+
+
+async def test_a_spec_that_cannot_be_loaded_changes_nothing() -> None:
+    worker = new_worker("w")
+    fleet = new_fleet(LocalTransport(worker))
+    await fleet.apply(spec(ECHO))
+    with pytest.raises(SetupError, match="nonsense"):
+        await fleet.apply(spec(ECHO, ModelSpec("new", "echo"), BAD))
+    assert fleet.directory().names == ("echo",)
+    assert [m.spec.name for m in (await worker.status()).models] == [deployment_of(ECHO).name]
+    await fleet.close()
+
+
+async def test_a_changed_model_is_swapped_while_the_old_one_finishes() -> None:
+    worker = new_worker("w")
+    fleet = new_fleet(LocalTransport(worker))
+    await fleet.apply(spec(SLOW))
+    running = asyncio.create_task(ask(fleet, "echo"))
+    while not (await worker.status()).models[0].running:
+        await asyncio.sleep(0)
+    await fleet.apply(spec(ECHO))
+    assert [e.model.spec.options for e in fleet.directory().endpoints["echo"]] == [{}]
+    assert len((await running).chunks) == 5
+    async with asyncio.timeout(10):
+        while len((await worker.status()).models) > 1:
+            await asyncio.sleep(0.01)
+    assert (await worker.status()).models[0].spec == deployment_of(ECHO)
+    await fleet.close()
+
+
+class Flapping:
+    """A worker behind a cable that can be pulled."""
+
+    def __init__(self) -> None:
+        self.is_there = False
+        self.worker = new_worker("w")
+
+    async def status(self) -> WorkerStatus:
+        self._check()
+        return await self.worker.status()
+
+    async def load(self, spec: ModelSpec) -> ModelStatus:
+        self._check()
+        return await self.worker.load(spec)
+
+    async def unload(self, name: str) -> None:
+        await self.worker.unload(name)
+
+    async def infer(self, call: Call, emit: Emit) -> None:
+        await self.worker.infer(call, emit)
+
+    async def drain(self, grace_s: float) -> None:
+        await self.worker.drain(grace_s)
+
+    async def close(self) -> None:
+        await self.worker.close()
+
+    def _check(self) -> None:
+        if not self.is_there:
+            raise EndpointLost
+
+
+async def test_a_worker_that_comes_late_is_given_its_models() -> None:
+    cable = Flapping()
+    fleet = new_fleet(cable)
+    await fleet.apply(spec(ECHO))
+    assert fleet.readiness()["ready"] is False
+    running = asyncio.create_task(fleet.run())
+    cable.is_there = True
+    async with asyncio.timeout(10):
+        while not fleet.readiness()["ready"]:
+            await asyncio.sleep(0.01)
+    cable.is_there = False
+    async with asyncio.timeout(10):
+        while fleet.readiness()["ready"]:
+            await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await fleet.close()

@@ -1,0 +1,295 @@
+"""The rings one by one, each around a handler written in the test."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+
+import pytest
+
+from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Handler, Started
+from inferhub.core.errors import (
+    DeadlineExceeded,
+    EndpointLost,
+    InternalError,
+    Invalid,
+    ModelNotFound,
+    NoEndpoint,
+    Overloaded,
+    Unsupported,
+    UpstreamFailed,
+)
+from inferhub.core.models import Capability, ModelSpec, ModelStatus
+from inferhub.core.serving import Endpoint
+from inferhub.core.usage import Usage
+from inferhub.modalities.chat import ChatDelta
+from inferhub.pipeline import PipelineLimits, build_pipeline
+from inferhub.pipeline.admit import Admit
+from inferhub.pipeline.attempt import Attempt
+from inferhub.pipeline.deadline import Deadline
+from inferhub.pipeline.directory import Directory
+from inferhub.pipeline.dispatch import Dispatch
+from inferhub.pipeline.onion import build
+from inferhub.pipeline.trace import Trace
+from inferhub.telemetry.metrics import Metrics
+from inferhub.testing.calls import Collector, make_call
+
+WORD = Delta(ChatDelta(content="hi"))
+END = Finished(Usage(1, 1))
+
+
+async def answering(call: Call, emit: Emit) -> None:
+    await emit(WORD)
+    await emit(END)
+
+
+def endpoint(infer: Handler, worker: str = "w1", **fields: object) -> Endpoint:
+    capability = Capability("chat", **{"features": frozenset({"stream"}), **fields})  # type: ignore[arg-type]
+    return Endpoint(worker, ModelStatus(ModelSpec("m", "echo"), (capability,), "cpu"), infer)
+
+
+def directory(*endpoints: Endpoint) -> Directory:
+    return Directory({"m": endpoints, "empty": ()}, {"route": "m"})
+
+
+# --- onion -------------------------------------------------------------------------------------
+
+
+async def test_first_ring_is_outermost() -> None:
+    seen: list[str] = []
+
+    def ring(name: str):  # type: ignore[no-untyped-def]
+        async def around(call: Call, emit: Emit, inner: Handler) -> None:
+            seen.append(f"{name} in")
+            await inner(call, emit)
+            seen.append(f"{name} out")
+
+        return around
+
+    await build([ring("a"), ring("b")], answering)(make_call("chat"), Collector())
+    assert seen == ["a in", "b in", "b out", "a out"]
+
+
+# --- dispatch and directory --------------------------------------------------------------------
+
+
+async def test_started_comes_with_the_first_chunk_and_only_once() -> None:
+    emit = Collector()
+    await Dispatch(lambda: directory(endpoint(answering)))(make_call("chat", "route"), emit)
+    assert emit.chunks == [Started("m", "w1"), WORD, END]
+
+
+async def test_a_failed_attempt_leaves_nothing_behind() -> None:
+    async def failing(call: Call, emit: Emit) -> None:
+        raise UpstreamFailed
+
+    emit = Collector()
+    with pytest.raises(UpstreamFailed) as caught:
+        await Dispatch(lambda: directory(endpoint(failing)))(make_call("chat", "m"), emit)
+    assert emit.chunks == []
+    assert caught.value.endpoint == "w1"
+
+
+@pytest.mark.parametrize(
+    ("name", "error", "words"),
+    [
+        ("rout", ModelNotFound, "Did you mean 'route'?"),
+        ("gpt-9", ModelNotFound, "Available: empty, m, route."),
+        ("empty", NoEndpoint, "not ready"),
+    ],
+)
+async def test_unknown_and_absent_models(name: str, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words.replace("?", r"\?")):
+        await Dispatch(lambda: directory(endpoint(answering)))(make_call("chat", name), Collector())
+
+
+async def test_a_parameter_the_model_lacks_is_named() -> None:
+    with pytest.raises(Unsupported) as caught:
+        await Dispatch(lambda: directory(endpoint(answering)))(make_call("chat", "m", n=2), Collector())
+    assert caught.value.param == "n"
+
+
+async def test_a_modality_the_model_lacks_is_named() -> None:
+    with pytest.raises(Unsupported, match="/v1/embeddings"):
+        await Dispatch(lambda: directory(endpoint(answering)))(make_call("embedding", "m"), Collector())
+
+
+async def test_the_least_busy_endpoint_is_chosen() -> None:
+    release = asyncio.Event()
+    asked: list[str] = []
+
+    def worker(name: str) -> Endpoint:
+        async def infer(call: Call, emit: Emit) -> None:
+            asked.append(name)
+            await release.wait()
+            await answering(call, emit)
+
+        return endpoint(infer, name)
+
+    both = directory(worker("w1"), worker("w2"))
+    dispatch = Dispatch(lambda: both)
+    async with asyncio.TaskGroup() as group:
+        for _ in range(4):
+            group.create_task(dispatch(make_call("chat", "m"), Collector()))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert len(asked) == 4
+        release.set()
+    assert sorted(asked) == ["w1", "w1", "w2", "w2"]
+
+
+# --- attempt -----------------------------------------------------------------------------------
+
+
+def failing_times(count: int, error: Exception, *, after: Chunk | None = None) -> Handler:
+    failures = iter([error] * count)
+
+    async def handler(call: Call, emit: Emit) -> None:
+        failure = next(failures, None)
+        if failure is not None:
+            if after is not None:
+                await emit(after)
+            raise failure
+        await answering(call, emit)
+
+    return handler
+
+
+async def test_retries_before_the_first_chunk() -> None:
+    emit = Collector()
+    attempts: list[int] = []
+
+    async def counting(call: Call, emit: Emit, inner: Handler) -> None:
+        attempts.append(call.attempt)
+        await inner(call, emit)
+
+    await build([Attempt(max_attempts=3), counting], failing_times(2, EndpointLost()))(
+        make_call("chat"), emit
+    )
+    assert emit.chunks == [WORD, END]
+    assert attempts == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "handler",
+    [
+        pytest.param(failing_times(9, UpstreamFailed()), id="attempts used up"),
+        pytest.param(failing_times(1, UpstreamFailed(), after=WORD), id="something was said"),
+        pytest.param(failing_times(1, Invalid()), id="the client's fault"),
+        pytest.param(failing_times(1, Overloaded()), id="no capacity"),
+        pytest.param(failing_times(1, DeadlineExceeded()), id="out of time"),
+    ],
+)
+async def test_gives_up(handler: Handler) -> None:
+    with pytest.raises((UpstreamFailed, Invalid, Overloaded, DeadlineExceeded)):
+        await build([Attempt(max_attempts=2)], handler)(make_call("chat"), Collector())
+
+
+async def test_does_not_retry_past_the_deadline() -> None:
+    call = replace(make_call("chat"), deadline_s=time.monotonic())
+    with pytest.raises(UpstreamFailed) as caught:
+        await build([Attempt(max_attempts=5)], failing_times(9, UpstreamFailed()))(call, Collector())
+    assert caught.value.attempts == 1
+
+
+# --- deadline ----------------------------------------------------------------------------------
+
+
+def hanging(*before: Chunk) -> Handler:
+    async def handler(call: Call, emit: Emit) -> None:
+        for chunk in before:
+            await emit(chunk)
+        await asyncio.Event().wait()
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    ("handler", "timeout_s", "limit"),
+    [
+        (hanging(), 60.0, "first_token_timeout_s"),
+        (hanging(Started("m", "w")), 60.0, "first_token_timeout_s"),
+        (hanging(WORD), 60.0, "idle_timeout_s"),
+        (hanging(WORD), 0.0, "request_timeout_s"),
+    ],
+)
+async def test_each_limit_ends_the_call_and_is_named(handler: Handler, timeout_s: float, limit: str) -> None:
+    ring = Deadline(first_token_timeout_s=0.05, idle_timeout_s=0.05)
+    with pytest.raises(DeadlineExceeded, match=limit):
+        await build([ring], handler)(make_call("chat", timeout_s=timeout_s), Collector())
+
+
+async def test_a_slow_client_does_not_use_up_the_upstreams_time() -> None:
+    async def slow_client(chunk: Chunk) -> None:
+        await asyncio.sleep(0.2)
+
+    ring = Deadline(first_token_timeout_s=0.1, idle_timeout_s=0.1)
+    await build([ring], answering)(make_call("chat"), slow_client)
+
+
+async def test_a_timeout_from_within_is_not_taken_for_ours() -> None:
+    async def handler(call: Call, emit: Emit) -> None:
+        raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        await build([Deadline(first_token_timeout_s=9, idle_timeout_s=9)], handler)(
+            make_call("chat"), Collector()
+        )
+
+
+# --- admit -------------------------------------------------------------------------------------
+
+
+async def test_calls_in_flight_are_bounded_and_the_count_comes_back() -> None:
+    handler = build([Admit(max_inflight=1)], hanging())
+    first = asyncio.create_task(handler(make_call("chat"), Collector()))
+    await asyncio.sleep(0)
+    with pytest.raises(Overloaded):
+        await handler(make_call("chat"), Collector())
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    second = asyncio.create_task(handler(make_call("chat"), Collector()))
+    await asyncio.sleep(0)
+    assert not second.done()
+    second.cancel()
+
+
+# --- trace and the whole -----------------------------------------------------------------------
+
+
+async def _outcome(handler: Handler) -> str:
+    metrics = Metrics()
+    task = asyncio.create_task(build([Trace(metrics)], handler)(make_call("chat"), Collector()))
+    await asyncio.sleep(0.01)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    exposition = metrics.exposition().decode()
+    assert "inferhub_requests_inflight 0.0" in exposition
+    return exposition
+
+
+async def test_every_end_is_counted_once() -> None:
+    async def buggy(call: Call, emit: Emit) -> None:
+        raise ZeroDivisionError
+
+    assert 'outcome="ok"} 1.0' in await _outcome(answering)
+    assert 'outcome="cancelled"} 1.0' in await _outcome(hanging(WORD))
+    assert 'outcome="upstream_error"} 1.0' in await _outcome(failing_times(1, UpstreamFailed()))
+    assert 'outcome="internal_error"} 1.0' in await _outcome(buggy)
+
+
+async def test_a_bug_becomes_an_internal_error_without_details() -> None:
+    async def buggy(call: Call, emit: Emit) -> None:
+        raise ZeroDivisionError("secret")
+
+    with pytest.raises(InternalError) as caught:
+        await build([Trace(Metrics())], buggy)(make_call("chat"), Collector())
+    assert "secret" not in caught.value.message
+
+
+async def test_the_whole_pipeline_answers() -> None:
+    emit = Collector()
+    handler = build_pipeline(lambda: directory(endpoint(answering)), Metrics(), PipelineLimits())
+    await handler(make_call("chat", "m"), emit)
+    assert emit.chunks == [Started("m", "w1"), WORD, END]
