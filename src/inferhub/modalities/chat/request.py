@@ -1,7 +1,4 @@
-"""Chat completions: the request as OpenAI documents it, its deltas, and the answer in both forms.
-
-Unknown fields inside messages and tools are not modelled here; they travel in `Call.body`.
-"""
+"""The chat request as OpenAI documents it, and what types alone cannot say about it."""
 
 from __future__ import annotations
 
@@ -12,12 +9,8 @@ import msgspec
 from msgspec import Meta
 
 from inferhub.core.errors import Invalid
-from inferhub.core.usage import Usage
-from inferhub.modalities.base import Envelope, Modality
 from inferhub.modalities.schemas import check_json_schema
-from inferhub.modalities.tokens import StreamOptions, TokenUsage, token_usage
-
-# --- request -----------------------------------------------------------------------------------
+from inferhub.modalities.tokens import StreamOptions
 
 
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):
@@ -185,7 +178,7 @@ class ChatRequest(msgspec.Struct, kw_only=True):
         return self.max_completion_tokens or self.max_tokens
 
 
-def _check(request: ChatRequest) -> None:
+def check(request: ChatRequest) -> None:
     if not request.messages:
         raise Invalid("'messages' is empty; send at least one message.", param="messages", code="empty_array")
     if request.stream_options is not None and not request.stream:
@@ -240,7 +233,7 @@ def _check_tools(request: ChatRequest) -> None:
         check_json_schema(tool.function.parameters or {}, f"tools[{position}].function.parameters")
 
 
-def _requires(request: ChatRequest) -> Mapping[str, str]:
+def requires(request: ChatRequest) -> Mapping[str, str]:
     asked: dict[str, bool] = {
         "stream": bool(request.stream),
         "tools": bool(request.tools),
@@ -276,238 +269,3 @@ _PARAM = {
     "audio_output": "modalities",
 }
 _PART_FEATURE: Mapping[type, str] = {ImagePart: "vision", AudioPart: "audio_input", FilePart: "file_input"}
-
-# --- deltas ------------------------------------------------------------------------------------
-
-
-class TopLogprob(msgspec.Struct):
-    token: str
-    logprob: float
-    bytes: list[int] | None = None
-
-
-class TokenLogprob(msgspec.Struct):
-    token: str
-    logprob: float
-    bytes: list[int] | None = None
-    top_logprobs: list[TopLogprob] = []
-
-
-class FunctionDelta(msgspec.Struct, omit_defaults=True):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class ToolCallDelta(msgspec.Struct, omit_defaults=True):
-    """First per index: `id`, `type`, `function.name` and arguments `""`; then argument pieces only."""
-
-    index: int
-    id: str | None = None
-    type: str | None = None
-    function: FunctionDelta | None = None
-
-
-FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
-
-
-class ChatDelta(msgspec.Struct, omit_defaults=True):
-    """One piece of one choice. A backend sends exactly one with `finish_reason` per choice, last."""
-
-    index: int = 0
-    content: str | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
-    logprobs: list[TokenLogprob] | None = None
-    finish_reason: FinishReason | None = None
-
-
-# --- answer ------------------------------------------------------------------------------------
-
-
-class Logprobs(msgspec.Struct):
-    content: list[TokenLogprob] | None
-    refusal: list[TokenLogprob] | None = None
-
-
-class _StreamDelta(msgspec.Struct, omit_defaults=True):
-    role: str | None = None
-    content: str | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
-
-
-class _StreamChoice(msgspec.Struct):
-    index: int
-    delta: _StreamDelta
-    logprobs: Logprobs | None = None
-    finish_reason: str | None = None
-
-
-class ChatMessage(msgspec.Struct, omit_defaults=True):
-    role: str
-    # Required by OpenAI's document even when null, hence no defaults.
-    content: str | None
-    refusal: str | None
-    reasoning_content: str | None = None
-    tool_calls: list[ToolCall] | None = None
-
-
-class ChatChoice(msgspec.Struct):
-    index: int
-    message: ChatMessage
-    logprobs: Logprobs | None
-    finish_reason: str
-
-
-class ChatResponse(msgspec.Struct):
-    """Answer of `POST /v1/chat/completions` without `stream`."""
-
-    id: str
-    object: Literal["chat.completion"]
-    created: int
-    model: str
-    choices: list[ChatChoice]
-    usage: TokenUsage
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-class _Writer:
-    """Writes `chat.completion.chunk` events: the role first, one finish per choice, usage when asked."""
-
-    def __init__(self, request: ChatRequest, envelope: Envelope) -> None:
-        head = {
-            "id": envelope.id,
-            "object": "chat.completion.chunk",
-            "created": envelope.created,
-            "model": envelope.model,
-        }
-        self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
-        self._wants_usage = bool(request.stream_options and request.stream_options.include_usage)
-        self._tail = b'],"usage":null}\n\n' if self._wants_usage else b"]}\n\n"
-        self._introduced: set[int] = set()
-
-    def delta(self, payload: ChatDelta) -> bytes:
-        events = b""
-        if payload.index not in self._introduced:
-            self._introduced.add(payload.index)
-            events = self._event(_StreamChoice(payload.index, _StreamDelta(role="assistant", content="")))
-        said = _StreamDelta(
-            content=payload.content or None,
-            reasoning_content=payload.reasoning_content,
-            refusal=payload.refusal,
-            tool_calls=payload.tool_calls,
-        )
-        if said != _SILENT or payload.logprobs:
-            logprobs = Logprobs(payload.logprobs) if payload.logprobs else None
-            events += self._event(_StreamChoice(payload.index, said, logprobs))
-        if payload.finish_reason:
-            events += self._event(
-                _StreamChoice(payload.index, _StreamDelta(), finish_reason=payload.finish_reason)
-            )
-        return events
-
-    def end(self, usage: Usage) -> bytes:
-        events = b""
-        if self._wants_usage:
-            events = self._head + b'],"usage":' + _encode(token_usage(usage)) + b"}\n\n"
-        return events + b"data: [DONE]\n\n"
-
-    def _event(self, choice: _StreamChoice) -> bytes:
-        return self._head + _encode(choice) + self._tail
-
-
-_SILENT = _StreamDelta()
-
-
-def _fold(request: ChatRequest, envelope: Envelope, deltas: Sequence[ChatDelta], usage: Usage) -> bytes:
-    by_choice: dict[int, list[ChatDelta]] = {}
-    for delta in deltas:
-        by_choice.setdefault(delta.index, []).append(delta)
-    return _encode(
-        ChatResponse(
-            id=envelope.id,
-            object="chat.completion",
-            created=envelope.created,
-            model=envelope.model,
-            choices=[_fold_choice(index, pieces) for index, pieces in sorted(by_choice.items())],
-            usage=token_usage(usage),
-        )
-    )
-
-
-def _fold_choice(index: int, pieces: Sequence[ChatDelta]) -> ChatChoice:
-    calls = _fold_tool_calls(pieces)
-    content = _join([p.content for p in pieces])
-    refusal = _join([p.refusal for p in pieces])
-    logprobs = [token for p in pieces for token in p.logprobs or ()]
-    return ChatChoice(
-        index=index,
-        message=ChatMessage(
-            role="assistant",
-            content=content if content is not None or calls or refusal else "",
-            refusal=refusal,
-            reasoning_content=_join([p.reasoning_content for p in pieces]),
-            tool_calls=calls or None,
-        ),
-        logprobs=Logprobs(logprobs) if logprobs else None,
-        finish_reason=next((p.finish_reason for p in pieces if p.finish_reason), "stop"),
-    )
-
-
-def _join(pieces: Sequence[str | None]) -> str | None:
-    said = [piece for piece in pieces if piece]
-    return "".join(said) if said else None
-
-
-def _fold_tool_calls(pieces: Sequence[ChatDelta]) -> list[ToolCall]:
-    calls: dict[int, ToolCall] = {}
-    for delta in (d for p in pieces for d in p.tool_calls or ()):
-        call = calls.setdefault(delta.index, ToolCall("", FunctionCall("", "")))
-        call.id = delta.id or call.id
-        if delta.function:
-            call.function.name = delta.function.name or call.function.name
-            call.function.arguments += delta.function.arguments or ""
-    for call in calls.values():
-        call.function.arguments = call.function.arguments or "{}"
-    return [calls[index] for index in sorted(calls)]
-
-
-MODALITY = Modality(
-    name="chat",
-    path="/v1/chat/completions",
-    summary="Answer a conversation",
-    request=ChatRequest,
-    delta=ChatDelta,
-    response=ChatResponse,
-    check=_check,
-    requires=_requires,
-    fold=_fold,
-    writer=_Writer,
-    features=(
-        "stream",
-        "tools",
-        "tool_choice_named",
-        "json_object",
-        "json_schema",
-        "logprobs",
-        "n",
-        "seed",
-        "logit_bias",
-        "reasoning_effort",
-        "vision",
-        "audio_input",
-        "audio_output",
-        "file_input",
-        "prediction",
-        "web_search_options",
-        "functions",
-        "verbosity",
-        "store",
-        "service_tier",
-    ),
-    example={"messages": [{"role": "user", "content": "Say hello."}]},
-)
