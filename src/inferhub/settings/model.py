@@ -1,0 +1,203 @@
+"""Every setting of a process: its name, default, limits and help, once.
+
+The loader fills it, `config explain` and the reference page print it, assembly hands the values on.
+A setting that nothing reads does not belong here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from platformdirs import user_cache_path, user_data_path
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
+
+
+def _check_address(value: str) -> str:
+    match = _ADDRESS.fullmatch(value)
+    if not match or int(match[1]) > 65535:
+        raise ValueError("not HOST:PORT")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra={"allowed": "HOST:PORT"})]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+SecondsOrZero = Annotated[float, Field(ge=0, le=86_400)]
+Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
+
+
+class Settings(BaseModel):
+    """How one process runs. Frozen; `settings.loader` is the only maker outside tests."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
+
+    config: Path | None = Field(
+        None,
+        description="Settings file to read instead of `inferhub.toml` in the working directory. "
+        "Flag or environment only.",
+    )
+
+    # --- where it listens -------------------------------------------------------------------------
+    host: str = Field("127.0.0.1", min_length=1, description="Address the gateway listens on.")
+    port: Port = Field(8000, description="Port the gateway listens on; 0 takes any free one.")
+    metrics_host: str = Field("127.0.0.1", min_length=1, description="Address `/metrics` listens on.")
+    metrics_port: Port = Field(9464, description="Port of `/metrics`; 0 takes any free one.")
+    worker_listen: Address = Field(
+        "127.0.0.1:50051", description="Where `inferhub worker` listens for gateways (gRPC)."
+    )
+
+    # --- where it keeps things --------------------------------------------------------------------
+    data_dir: Path = Field(
+        default_factory=lambda: user_data_path("inferhub", appauthor=False),
+        description="Folder of the catalog and of the pepper. Back it up.",
+        json_schema_extra={"default_text": "the user's data folder, `inferhub` inside"},
+    )
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("inferhub", appauthor=False),
+        description="Folder of the weights. May be deleted; it fills again.",
+        json_schema_extra={"default_text": "the user's cache folder, `inferhub` inside"},
+    )
+    catalog_url: str = Field(
+        default_factory=lambda values: f"sqlite:///{values.get('data_dir', '.')}/catalog.db",
+        min_length=1,
+        description="Database of API keys and of the applied spec. The scheme selects the store: "
+        "`sqlite:///ABSOLUTE/PATH`.",
+        json_schema_extra={"default_text": "`sqlite:///DATA_DIR/catalog.db`"},
+    )
+    spec_file: Path | None = Field(
+        None,
+        description="The `hub.yaml` to serve. Without it the applied spec of the catalog is served, "
+        "and on a new installation the built-in one.",
+    )
+    weights_mirror: str | None = Field(
+        None, description="Address or folder to fetch weights from instead of their usual place."
+    )
+
+    # --- secrets ----------------------------------------------------------------------------------
+    pepper: Secret | None = Field(
+        None,
+        description="Secret that API keys are hashed under; changing it invalidates every key.",
+        json_schema_extra={"default_text": "read from `DATA_DIR/pepper`, made at the first start"},
+    )
+    worker_token: Secret | None = Field(
+        None, description="Secret shared by gateway and workers; required of every call when it is set."
+    )
+
+    # --- what it says -----------------------------------------------------------------------------
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe message that is logged."
+    )
+    log_format: Literal["json", "text"] = Field(
+        "json", description="One JSON object a line, or lines for people."
+    )
+    color: Literal["auto", "always", "never"] = Field(
+        "auto", description="Colours in the terminal; `auto` means when it is one."
+    )
+    loop_lag_warn_s: Seconds = Field(
+        0.25, description="Log a warning when the event loop was blocked for longer."
+    )
+
+    # --- what it accepts --------------------------------------------------------------------------
+    max_body_bytes: int = Field(
+        16 * 1024**2, ge=1024, le=2 * 1024**3, description="Largest request body; larger ones get 413."
+    )
+    max_json_depth: int = Field(
+        64, ge=4, le=512, description="Deepest nesting of a JSON body, checked before it is parsed."
+    )
+    max_header_bytes: int = Field(
+        32 * 1024, ge=1024, le=1024**2, description="Total size of a request's headers."
+    )
+    max_headers: int = Field(100, ge=8, le=1000, description="Number of headers of a request.")
+    max_target_bytes: int = Field(
+        8 * 1024, ge=256, le=64 * 1024, description="Length of a request's path and query."
+    )
+    max_inflight: int = Field(
+        1024, ge=1, le=1_000_000, description="Inference calls at once; more are refused with 503."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (), description="Origins whose web pages may call the API; `*` allows all."
+    )
+
+    # --- how long it waits ------------------------------------------------------------------------
+    request_timeout_s: Seconds = Field(600, description="Whole time of a call, queueing included.")
+    first_token_timeout_s: Seconds = Field(
+        120, description="From the start of a call to the first piece of its answer."
+    )
+    idle_timeout_s: Seconds = Field(60, description="Longest silence between two pieces of an answer.")
+    connect_timeout_s: Seconds = Field(5, description="Opening a connection to a worker or an upstream.")
+    body_timeout_s: Seconds = Field(30, description="Longest silence of a client that sends a request.")
+    write_timeout_s: Seconds = Field(
+        60, description="Longest time a client may leave an answer unread before it is disconnected."
+    )
+    keepalive_timeout_s: Seconds = Field(75, description="How long an unused client connection stays open.")
+    head_hold_s: SecondsOrZero = Field(
+        1.0,
+        description="How long a stream's headers wait for the first piece of the answer, so that an "
+        "early error keeps its HTTP status.",
+    )
+    ping_interval_s: Seconds = Field(10, description="Comment lines that keep a silent stream open.")
+    drain_grace_s: SecondsOrZero = Field(
+        30, description="After SIGTERM, how long running calls may take to finish."
+    )
+    load_timeout_s: Seconds = Field(300, description="Longest time a model may take to load.")
+
+    # --- gateway and workers ----------------------------------------------------------------------
+    worker: tuple[Address, ...] = Field((), description="Workers that `inferhub gateway` sends calls to.")
+    worker_id: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
+        description="Name of this worker in headers, logs and metrics.",
+        json_schema_extra={"default_text": "made of host name and port"},
+    )
+    worker_refresh_s: Seconds = Field(0.5, description="How often a gateway asks each worker for its state.")
+    max_attempts: int = Field(
+        2, ge=1, le=10, description="Tries of a call, while nothing of the answer was sent."
+    )
+    key_refresh_s: Seconds = Field(
+        0.5, description="How often the catalog is asked for new or revoked keys and a new spec."
+    )
+    strict_local_transport: bool = Field(
+        False,
+        description="Send calls inside one process through the network codec too, to find what it "
+        "cannot carry. For tests.",
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_bool_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic would read `port = true` as port 1.
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("not a number")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _usual_level_names(cls, value: Any) -> Any:
+        folded = value.casefold() if isinstance(value, str) else value
+        return {"warn": "warning", "critical": "error", "fatal": "error"}.get(folded, folded)
+
+    @model_validator(mode="after")
+    def _ports_differ(self) -> Self:
+        if self.port and self.port == self.metrics_port and self.host == self.metrics_host:
+            raise ValueError(f"port and metrics_port are both {self.port} on {self.host}; change one of them")
+        return self
+
+
+SECRETS = frozenset({"pepper", "worker_token"})
+"""Never shown; may also be given as `NAME_file`, the path of a file that holds the value."""
+
+LISTS = frozenset({"cors_origins", "worker"})
+"""Separated by commas where only text can be given."""

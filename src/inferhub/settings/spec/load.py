@@ -1,0 +1,184 @@
+"""hub.yaml text → `Spec`, or one `SetupError` that names every problem with its line and column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from inferhub.core.errors import SetupError
+from inferhub.core.models import ModelSpec
+from inferhub.core.traffic import Route
+from inferhub.settings.nearest import did_you_mean
+from inferhub.settings.spec.reader import Document, Path, read
+from inferhub.settings.spec.references import expand
+from inferhub.settings.spec.types import MAX_ENTRIES, NAME_HELP, ModelEntry, RouteEntry, SpecFile
+
+CheckModel = Callable[[ModelSpec], None]
+"""Raises `SetupError` for what only a backend can know about its model."""
+
+Problems = list[tuple[Path, str]]
+
+_ALLOWED = {
+    "name": NAME_HELP,
+    "model": NAME_HELP,
+    "backend": "a backend's name",
+    "weights": "a name from the weights index or a path",
+    "device": "auto, cpu or cuda:N",
+    "slots": "a whole number from 1 to 1024",
+    "queue_limit": "a whole number from 0 to 100000",
+    "options": "a mapping of the backend's own settings",
+    "models": f"a list of at most {MAX_ENTRIES} models, each a mapping with a name",
+    "routes": f"a list of at most {MAX_ENTRIES} routes, each a mapping of name and model",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What to serve, checked as a whole."""
+
+    models: tuple[ModelSpec, ...]
+    routes: tuple[Route, ...] = ()
+
+
+def load_spec(
+    text: str,
+    *,
+    env: Mapping[str, str],
+    source: str = "hub.yaml",
+    check_model: CheckModel | None = None,
+) -> Spec:
+    """Parse, expand references from `env`, and check; `source` is what errors call the text.
+
+    Raises `SetupError` listing everything that is wrong. No message holds an expanded value.
+    """
+    problems: Problems = []
+    document = read(text, lambda value: expand(value, env), problems, source)
+    parsed = _parse(document, problems)
+    _check_names(document.written, problems)
+    models: tuple[ModelSpec, ...] = ()
+    if parsed:
+        models = tuple(_model(entry, i, problems, check_model) for i, entry in enumerate(parsed.models))
+    if problems or parsed is None:
+        raise SetupError(_message(source, document, problems))
+    return Spec(models, tuple(Route(route.name, route.model) for route in parsed.routes))
+
+
+def _parse(document: Document, problems: Problems) -> SpecFile | None:
+    if not isinstance(document.expanded, dict):
+        problems.append(((), "must be a mapping with the key 'models'"))
+        return None
+    try:
+        return SpecFile.model_validate(document.expanded)
+    except ValidationError as error:
+        told = {path for path, _ in problems}  # a reference that cannot be replaced is one problem, not two
+        for detail in error.errors(include_url=False, include_context=False, include_input=False):
+            if detail["loc"] not in told:
+                problems.append(_translate(detail["loc"], detail["type"], document.written))
+        return None
+
+
+def _translate(loc: Path, kind: str, written: Any) -> tuple[Path, str]:
+    """pydantic's error in our words, with the value as written: the expanded one may be a secret."""
+    if kind == "extra_forbidden":
+        keys = _keys_at(loc)
+        return loc, f"unknown key {loc[-1]!r}.{did_you_mean(str(loc[-1]), keys)} Allowed: {', '.join(keys)}"
+    if kind == "missing":
+        return loc[:-1], f"the key {loc[-1]!r} is missing"
+    value = written
+    for step in loc:
+        value = value[step]
+    names = [step for step in loc if isinstance(step, str)]
+    label = names[-1] if isinstance(loc[-1], str) else f"an entry of {names[-1]}"
+    shown = repr(value) if isinstance(value, str | int | float | None) else _kind_of(value)
+    quote = (
+        "; put it in quotes" if isinstance(value, bool | int | float) and label in ("name", "model") else ""
+    )
+    return loc, f"{label} cannot be {shown[:100]}; allowed: {_ALLOWED[names[-1]]}{quote}"
+
+
+def _keys_at(loc: Path) -> list[str]:
+    owners: dict[str, type[BaseModel]] = {"models": ModelEntry, "routes": RouteEntry}
+    owner = owners.get(str(loc[0]), SpecFile) if len(loc) > 1 else SpecFile
+    return list(owner.model_fields)
+
+
+def _kind_of(value: Any) -> str:
+    return "a mapping" if isinstance(value, dict) else "a list"
+
+
+def _check_names(tree: Any, problems: Problems) -> None:
+    """On the raw tree, so that these are told together with every other problem."""
+    first_use: dict[str, str] = {}
+    models: list[str] = []
+    for section in ("models", "routes"):
+        for i, name in _names(tree, section):
+            if name in first_use:
+                taken = f"the name {name!r} is taken by {first_use[name]}; names must differ"
+                problems.append(((section, i, "name"), taken))
+            else:
+                first_use[name] = f"{section}[{i}]"
+            if section == "models":
+                models.append(name)
+    for i, target in _names(tree, "routes", "model"):
+        if target not in models:
+            hint = did_you_mean(target, models)
+            known = f" Models: {', '.join(models[:20])}" if models else ""
+            problems.append((("routes", i, "model"), f"unknown model {target!r}.{hint}{known}"))
+
+
+def _names(tree: Any, section: str, key: str = "name") -> list[tuple[int, str]]:
+    entries = tree.get(section) if isinstance(tree, dict) else None
+    if not isinstance(entries, list):
+        return []
+    found = [(i, entry.get(key)) for i, entry in enumerate(entries) if isinstance(entry, dict)]
+    return [(i, name) for i, name in found if isinstance(name, str)]
+
+
+def _model(entry: ModelEntry, index: int, problems: Problems, check: CheckModel | None) -> ModelSpec:
+    backend = entry.backend or _deduce_backend(entry)
+    if backend is None:
+        reason = f"model {entry.name!r} names no backend, and none can be deduced from its weights or options"
+        problems.append((("models", index), reason))
+    spec = ModelSpec(
+        name=entry.name,
+        backend=backend or "",
+        weights=entry.weights,
+        device=entry.device,
+        slots=entry.slots,
+        queue_limit=entry.queue_limit,
+        options=entry.options,
+    )
+    if check and backend:
+        try:
+            check(spec)
+        except SetupError as error:
+            path: Path = ("models", index, error.param) if error.param else ("models", index)
+            problems.append((path, error.message))
+    return spec
+
+
+def _deduce_backend(entry: ModelEntry) -> str | None:
+    if entry.weights and entry.weights.lower().endswith(".gguf"):
+        return "llamacpp"
+    return "openai_compatible" if "base_url" in entry.options else None
+
+
+def _message(source: str, document: Document, problems: Problems) -> str:
+    lines = [f"{source}:{_mark(path, document)}: {_sentence(text)}" for path, text in problems]
+    lines.sort(key=lambda line: [int(part) for part in line[len(source) + 1 :].split(":", 2)[:2]])
+    if len(lines) == 1:
+        return lines[0]
+    return f"{len(lines)} problems in {source}:\n" + "\n".join(f"- {line}" for line in lines)
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "?")) else f"{text}."
+
+
+def _mark(path: Path, document: Document) -> str:
+    while path and path not in document.marks:
+        path = path[:-1]
+    return document.marks.get(path, "1:1")
