@@ -37,6 +37,7 @@ from inferhub.stores import open_catalog as open_catalog_url
 from inferhub.stores.catalog.base import Catalog
 from inferhub.stores.catalog.keys import KeyRing, issue
 from inferhub.stores.catalog.pepper import load_pepper
+from inferhub.telemetry.loop_lag import watch_loop_lag
 from inferhub.telemetry.metrics import Metrics
 from inferhub.telemetry.ops import OpsServer
 from inferhub.telemetry.resources import devices
@@ -99,14 +100,15 @@ async def gateway(
     loaded: Loaded, spec_text: str | None, *, announce: Announce, on_progress: Progress = lambda _: None
 ) -> None:
     """The HTTP side alone; models run on the workers named in the setting `worker`."""
-    from inferhub.transport.grpc import GrpcTransport
+    from inferhub.transport.grpc import GrpcTransport, Limits
 
     settings = loaded.settings
     if not settings.worker:
         raise SetupError("A gateway needs at least one worker: --worker HOST:PORT.", param="worker")
     codec = Codec(modalities())
+    limits = Limits(load_timeout_s=settings.load_timeout_s)
     engines = {
-        target: GrpcTransport(target, codec, token=_token(settings))
+        target: GrpcTransport(target, codec, token=_token(settings), limits=limits)
         for target in dict.fromkeys(settings.worker)
     }
     async with AsyncExitStack() as stack:
@@ -181,7 +183,8 @@ async def _serve_http(
     )
     ops = _ops(stack, settings, metrics, fleet.readiness)
     async with asyncio.TaskGroup() as group:
-        background = [group.create_task(fleet.run()), group.create_task(platform.run())]
+        endless = (fleet.run(), platform.run(), watch_loop_lag(metrics, settings.loop_lag_warn_s))
+        background = [group.create_task(service) for service in endless]
         serving = group.create_task(
             http.serve(
                 app,

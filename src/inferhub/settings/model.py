@@ -137,7 +137,6 @@ class Settings(BaseModel):
         120, description="From the start of a call to the first piece of its answer."
     )
     idle_timeout_s: Seconds = Field(60, description="Longest silence between two pieces of an answer.")
-    connect_timeout_s: Seconds = Field(5, description="Opening a connection to a worker or an upstream.")
     body_timeout_s: Seconds = Field(30, description="Longest silence of a client that sends a request.")
     write_timeout_s: Seconds = Field(
         60, description="Longest time a client may leave an answer unread before it is disconnected."

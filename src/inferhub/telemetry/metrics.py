@@ -67,6 +67,9 @@ class Metrics:
             "inferhub_tokens_total", "Tokens of finished calls.", [*names, "type"], registry=registry
         )
         self.inflight = Gauge("inferhub_requests_inflight", "Calls being answered now.", registry=registry)
+        self.loop_lag = Gauge(
+            "inferhub_event_loop_lag_seconds", "How late the event loop ran, seen last.", registry=registry
+        )
         self.refused = Counter(
             "inferhub_refused_total",
             "Requests refused at the door, by error code.",
