@@ -83,7 +83,8 @@ class Settings(BaseModel):
         "and on a new installation the built-in one.",
     )
     weights_mirror: str | None = Field(
-        None, description="Address or folder to fetch weights from instead of their usual place."
+        None,
+        description="Address or folder that is asked for weights before their usual place; it holds files named by their sha256.",
     )
 
     # --- secrets ----------------------------------------------------------------------------------
