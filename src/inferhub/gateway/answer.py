@@ -28,6 +28,8 @@ _SSE: Headers = [
     (b"x-accel-buffering", b"no"),
 ]
 
+_LINGER_S = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
@@ -50,19 +52,29 @@ class Exchange:
             self.abort()
             raise ClientGone from error
 
-    async def json(self, status: int, body: bytes, headers: Headers) -> None:
+    async def json(self, status: int, body: bytes, headers: Headers, *, is_last: bool = True) -> None:
         fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         fields += self.common_headers()
         fields += headers
         await self.write({"type": "http.response.start", "status": status, "headers": fields})
-        await self.write({"type": "http.response.body", "body": body})
+        await self.write({"type": "http.response.body", "body": body, "more_body": not is_last})
 
     async def problem(self, error: InferHubError) -> None:
         headers = error_headers(error)
-        if error.http in (408, 413):
-            # The rest of the body is not wanted; keeping the connection would mean reading it.
-            headers.append((b"connection", b"close"))
-        await self.json(error.http, envelope(error), headers)
+        if error.http not in (408, 413):
+            return await self.json(error.http, envelope(error), headers)
+        # The rest of the body is not wanted; keeping the connection would mean reading it.
+        headers.append((b"connection", b"close"))
+        await self.json(error.http, envelope(error), headers, is_last=False)
+        await self._linger()
+        return await self.write({"type": "http.response.body", "body": b""})
+
+    async def _linger(self) -> None:
+        """Let the client hear the answer: closing on unread bytes would reset the connection under it."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_LINGER_S):
+                while (await self.receive()).get("more_body", False):
+                    pass
 
 
 async def answer(

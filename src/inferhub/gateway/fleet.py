@@ -177,7 +177,8 @@ class Fleet:
             if status is None or status.draining:
                 continue
             for model in status.models:
-                if model.spec.name in deployments or "#" not in model.spec.name:
+                # One that restarts is still reported; one without `#` was loaded by the worker's operator.
+                if model.ready and (model.spec.name in deployments or "#" not in model.spec.name):
                     where = self._endpoint_id(worker, status, model)
                     endpoint = Endpoint(where, model, transport.infer)
                     endpoints.setdefault(public_name(model.spec.name), []).append(endpoint)

@@ -1,0 +1,273 @@
+"""Our nouns to protobuf and back, for `grpc` and for the strict mode of `local`. Pure: no I/O.
+
+What a client or a modality says is open-ended and travels as JSON bytes; the types to read it with
+are handed in, because this room does not know the modalities.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, Protocol, cast
+
+import msgspec
+
+from inferhub.core import errors
+from inferhub.core.call import Call, Chunk, Delta, Finished, Started
+from inferhub.core.errors import InferHubError, Invalid, ServingError, UpstreamFailed
+from inferhub.core.models import Capability, ModelSpec, ModelStatus
+from inferhub.core.serving import DeviceStatus, WorkerStatus
+from inferhub.core.tenancy import Principal, Role
+from inferhub.core.usage import Usage
+from inferhub.transport._pb import worker_pb2 as pb
+
+MAX_ERROR_TEXT = 16_384
+"""Characters of an error's message that travel; an upstream's page of HTML helps nobody."""
+
+_encode_json = msgspec.json.Encoder().encode
+
+
+class Shapes(Protocol):
+    """The part of a `Modality` that the codec needs."""
+
+    @property
+    def request(self) -> type[msgspec.Struct]: ...
+
+    @property
+    def delta(self) -> type[msgspec.Struct]: ...
+
+
+class Codec:
+    """Encodes and decodes what depends on a modality; the rest is plain functions below."""
+
+    def __init__(self, modalities: Mapping[str, Shapes]) -> None:
+        self._modalities = modalities
+        # Made when first needed: a child process serves one modality or two.
+        self._decoders: dict[type[msgspec.Struct], msgspec.json.Decoder[Any]] = {}
+
+    def encode_call(self, call: Call) -> pb.InferRequest:
+        return pb.InferRequest(
+            call_id=call.id,
+            modality=call.modality,
+            model=call.model,
+            body=call.body,
+            principal=pb.Principal(key_id=call.principal.key_id, role=call.principal.role.value),
+            remaining_s=call.deadline_s - time.monotonic(),
+            stream=call.stream,
+        )
+
+    def decode_call(self, message: pb.InferRequest, traceparent: str | None) -> Call:
+        """Raises `Invalid` for a modality, role or body that this side cannot read."""
+        shapes = self._modalities.get(message.modality)
+        if shapes is None:
+            known = ", ".join(sorted(self._modalities))
+            raise Invalid(f"This worker does not know the modality {message.modality!r}; it knows {known}.")
+        try:
+            request = self._decoder(shapes.request).decode(message.body)
+            role = Role(message.principal.role)
+        except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
+            raise Invalid(f"The worker cannot read the call: {error}") from error
+        return Call(
+            id=message.call_id,
+            modality=message.modality,
+            model=message.model,
+            request=request,
+            body=message.body,
+            principal=Principal(message.principal.key_id, role),
+            deadline_s=time.monotonic() + message.remaining_s,
+            stream=message.stream,
+            traceparent=traceparent,
+        )
+
+    def encode_chunk(self, chunk: Chunk) -> pb.Chunk:
+        match chunk:
+            case Delta(payload):
+                return pb.Chunk(delta=_encode_json(payload))
+            case Finished(usage):
+                return pb.Chunk(finished=_usage_message(usage))
+            case Started(model, endpoint, attempt):
+                return pb.Chunk(started=pb.Started(model=model, endpoint=endpoint, attempt=attempt))
+
+    def decode_chunks(self, modality: str, reply: pb.InferReply) -> Iterator[Chunk]:
+        """Raises `UpstreamFailed` for what this side cannot read."""
+        decode_delta = self._decoder(self._modalities[modality].delta).decode
+        for chunk in reply.chunks:
+            match chunk.WhichOneof("kind"):
+                case "delta":
+                    try:
+                        yield Delta(decode_delta(chunk.delta))
+                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                        raise UpstreamFailed(
+                            f"The worker sent a piece of {modality} that cannot be read: {error}"
+                        ) from error
+                case "finished":
+                    yield Finished(_usage(chunk.finished))
+                case "started":
+                    started = chunk.started
+                    yield Started(started.model, started.endpoint, started.attempt)
+                case _:
+                    raise UpstreamFailed("The worker sent a kind of chunk that this version does not know.")
+
+    def _decoder(self, shape: type[msgspec.Struct]) -> msgspec.json.Decoder[Any]:
+        decoder = self._decoders.get(shape)
+        if decoder is None:
+            decoder = self._decoders[shape] = msgspec.json.Decoder(shape)
+        return decoder
+
+
+# --- errors ------------------------------------------------------------------------------------
+
+
+def _tree(root: type[InferHubError]) -> Iterator[type[InferHubError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+# A plug-in's own subclass is not in the table: it travels as its nearest ancestor that every side knows.
+_ERRORS = {kind.code: kind for kind in _tree(InferHubError) if kind.__module__ == errors.__name__}
+
+
+def encode_error(error: InferHubError) -> pb.Error:
+    ancestors = (kind for kind in type(error).__mro__ if issubclass(kind, InferHubError))
+    return pb.Error(
+        code=next(kind.code for kind in ancestors if _ERRORS.get(kind.code) is kind),
+        message=_clean(error.message)[:MAX_ERROR_TEXT],
+        param=None if error.param is None else _clean(error.param),
+        wire_code=_clean(error.wire_code),
+        retry_after_s=error.retry_after_s,
+    )
+
+
+def decode_error(message: pb.Error) -> InferHubError:
+    """The error as the class it was; a code of a newer version becomes a `ServingError`."""
+    return _ERRORS.get(message.code, ServingError)(
+        message.message,
+        param=message.param if message.HasField("param") else None,
+        code=message.wire_code,
+        retry_after_s=message.retry_after_s if message.HasField("retry_after_s") else None,
+    )
+
+
+def _clean(text: str) -> str:
+    """Lone surrogates, which engines and file names may bring, are not UTF-8."""
+    return text.encode(errors="replace").decode()
+
+
+# --- models and workers ------------------------------------------------------------------------
+
+
+def encode_spec(spec: ModelSpec) -> pb.ModelSpec:
+    return pb.ModelSpec(
+        name=spec.name,
+        backend=spec.backend,
+        weights=spec.weights,
+        device=spec.device,
+        slots=spec.slots,
+        queue_limit=spec.queue_limit,
+        options=_encode_json(dict(spec.options)),
+    )
+
+
+def decode_spec(message: pb.ModelSpec) -> ModelSpec:
+    try:
+        options = msgspec.json.decode(message.options or b"{}", type=dict[str, Any])
+    except msgspec.MsgspecError as error:
+        raise Invalid(f"The options of model {message.name!r} cannot be read: {error}") from error
+    return ModelSpec(
+        name=message.name,
+        backend=message.backend,
+        weights=message.weights if message.HasField("weights") else None,
+        device=message.device,
+        slots=message.slots,
+        queue_limit=message.queue_limit,
+        options=options,
+    )
+
+
+def encode_model(model: ModelStatus) -> pb.ModelStatus:
+    return pb.ModelStatus(
+        spec=encode_spec(model.spec),
+        capabilities=[
+            pb.Capability(
+                modality=c.modality,
+                features=sorted(c.features),
+                context_tokens=c.context_tokens,
+                dimensions=c.dimensions,
+            )
+            for c in model.capabilities
+        ],
+        device=model.device,
+        running=model.running,
+        queued=model.queued,
+        ready=model.ready,
+    )
+
+
+def decode_model(message: pb.ModelStatus) -> ModelStatus:
+    return ModelStatus(
+        spec=decode_spec(message.spec),
+        capabilities=tuple(
+            Capability(
+                modality=c.modality,
+                features=frozenset(c.features),
+                context_tokens=c.context_tokens if c.HasField("context_tokens") else None,
+                dimensions=c.dimensions if c.HasField("dimensions") else None,
+            )
+            for c in message.capabilities
+        ),
+        device=message.device,
+        running=message.running,
+        queued=message.queued,
+        ready=message.ready,
+    )
+
+
+def encode_worker(worker: WorkerStatus) -> pb.WorkerStatus:
+    return pb.WorkerStatus(
+        id=worker.id,
+        models=[encode_model(model) for model in worker.models],
+        devices=[
+            pb.DeviceStatus(
+                id=d.id,
+                name=d.name,
+                memory_total_bytes=d.memory_total_bytes,
+                memory_free_bytes=d.memory_free_bytes,
+            )
+            for d in worker.devices
+        ],
+        draining=worker.draining,
+    )
+
+
+def decode_worker(message: pb.WorkerStatus) -> WorkerStatus:
+    return WorkerStatus(
+        id=message.id,
+        models=tuple(decode_model(model) for model in message.models),
+        devices=tuple(
+            DeviceStatus(d.id, d.name, d.memory_total_bytes, d.memory_free_bytes) for d in message.devices
+        ),
+        draining=message.draining,
+    )
+
+
+def _usage_message(usage: Usage) -> pb.Usage:
+    return pb.Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        source=usage.source,
+    )
+
+
+def _usage(message: pb.Usage) -> Usage:
+    known = message.source in ("reported", "estimated", "unknown")
+    source = cast('Literal["reported", "estimated", "unknown"]', message.source if known else "unknown")
+    return Usage(
+        message.input_tokens,
+        message.output_tokens,
+        message.cached_tokens,
+        message.reasoning_tokens,
+        source,
+    )

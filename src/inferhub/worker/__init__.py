@@ -1,0 +1,1 @@
+"""F5: where models live. A worker loads them, queues calls for them and pumps their answers out."""

@@ -1,0 +1,95 @@
+"""One loaded model: its lane, its engine, and the ways a call can be ended from outside.
+
+The host makes it. Deadline, unload and drain end a call by the same means, `asyncio.timeout`, so that
+the caller's own cancellation is never mistaken for one of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from inferhub.core.call import Call, Emit
+from inferhub.core.errors import DeadlineExceeded, EndpointLost, InferHubError, InternalError
+from inferhub.core.models import ModelSpec, ModelStatus
+from inferhub.worker.engine import Engine
+from inferhub.worker.lane import Lane
+
+# Backends promise to stop within a second; beyond this the memory is better lost than freed in use.
+STOP_TIMEOUT_S = 10.0
+
+
+class Loaded:
+    """A model that takes calls until `close`."""
+
+    def __init__(self, spec: ModelSpec, engine: Engine) -> None:
+        self.spec = spec
+        self.engine = engine
+        self._lane = Lane(spec.slots, spec.queue_limit)
+        self._calls: dict[asyncio.Timeout, type[InferHubError] | None] = {}
+        self._is_idle = asyncio.Event()
+        self._is_idle.set()
+
+    def status(self) -> ModelStatus:
+        return ModelStatus(
+            spec=self.spec,
+            capabilities=self.engine.capabilities,
+            device=self.engine.device,
+            running=self._lane.running,
+            queued=self._lane.queued,
+            ready=self.engine.is_ready,
+        )
+
+    async def infer(self, call: Call, emit: Emit) -> None:
+        arrived_s = time.monotonic()
+        if call.deadline_s <= arrived_s:
+            raise DeadlineExceeded("The call's time was over when it reached the model.")
+        is_running = False
+        scope = asyncio.timeout(call.deadline_s - arrived_s)
+        try:
+            async with scope:
+                self._calls[scope] = None
+                self._is_idle.clear()
+                async with self._lane.slot():
+                    is_running = True
+                    await self.engine.infer(call, emit)
+        except TimeoutError as error:
+            if not scope.expired():
+                raise
+            raise self._ended(scope, is_running, time.monotonic() - arrived_s) from error
+        finally:
+            self._calls.pop(scope, None)
+            if not self._calls:
+                self._is_idle.set()
+
+    def abort(self, why: type[InferHubError]) -> None:
+        """End every call that waits or runs, with this error."""
+        now_s = asyncio.get_running_loop().time()
+        for scope in self._calls:
+            if not scope.expired():
+                self._calls[scope] = why
+                scope.reschedule(now_s)
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._is_idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        """End the calls, then free the model."""
+        self.abort(EndpointLost)
+        if not await self.wait_idle(STOP_TIMEOUT_S) and not self.engine.can_unload_busy:
+            raise InternalError(
+                f"Model {self.spec.name!r} has calls that do not stop; its memory is not freed."
+            )
+        await self.engine.unload()
+
+    def _ended(self, scope: asyncio.Timeout, is_running: bool, after_s: float) -> InferHubError:
+        why = self._calls.get(scope)
+        if why is not None:
+            return why()
+        where = "while it answered" if is_running else f"in the queue of model {self.spec.name!r}"
+        return DeadlineExceeded(f"The call's time was over after {after_s:.1f} s {where}.")

@@ -1,0 +1,206 @@
+"""A model in a child process, as its parent sees it: start, watch, start again, end.
+
+The host uses it for backends that may crash or hold the GIL. The child speaks the same protocol as any
+worker, on a unix socket in a folder that only this user can enter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from inferhub.core.call import Call, Emit
+from inferhub.core.errors import EndpointLost, InferHubError, NoEndpoint, SetupError
+from inferhub.core.models import Capability, ModelSpec, ModelStatus
+from inferhub.modalities import modalities
+from inferhub.transport.codec import Codec
+from inferhub.transport.grpc import GrpcTransport
+from inferhub.worker.child import READY
+
+_log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 60.0
+"""Until the child listens, before it loads anything."""
+END_TIMEOUT_S = 5.0
+RESTART_DELAYS_S = (0.1, 1.0, 5.0, 15.0, 30.0)
+"""Before each restart; when they are used up, the model stays down until it is loaded again."""
+STABLE_S = 60.0
+"""A child that lived so long starts counting from the first delay again."""
+
+
+class ChildEngine:
+    """An `Engine` whose process may die without taking the worker along."""
+
+    can_unload_busy = True
+
+    def __init__(self, spec: ModelSpec, child: Child, status: ModelStatus) -> None:
+        self._spec = spec
+        self._child: Child | None = child
+        self._status = status
+        self.has_failed = False
+        self._watching = asyncio.create_task(self._watch(), name=f"watch {spec.name}")
+
+    @classmethod
+    async def start(cls, spec: ModelSpec, weights: Path | None) -> ChildEngine:
+        # The queue is on our side. The child's only bridges the moment in which it still ends calls
+        # that we have given up.
+        resolved = replace(spec, weights=None if weights is None else str(weights), queue_limit=spec.slots)
+        return cls(resolved, *await _start(resolved))
+
+    @property
+    def capabilities(self) -> tuple[Capability, ...]:
+        return self._status.capabilities
+
+    @property
+    def device(self) -> str:
+        return self._status.device
+
+    @property
+    def is_ready(self) -> bool:
+        return self._child is not None
+
+    async def infer(self, call: Call, emit: Emit) -> None:
+        if self._child is None:
+            remedy = "unload and load it again" if self.has_failed else "it is starting again"
+            raise NoEndpoint(f"The process of model {self._spec.name!r} died; {remedy}.", retry_after_s=1.0)
+        await self._child.transport.infer(call, emit)
+
+    async def unload(self) -> None:
+        self._watching.cancel()
+        await asyncio.wait([self._watching])
+        if self._child is not None:
+            with contextlib.suppress(InferHubError):
+                await self._child.transport.unload(self._spec.name)
+            await self._child.end()
+
+    async def _watch(self) -> None:
+        """Bring the child back, a bounded number of times."""
+        restarts = 0
+        while self._child is not None:
+            child = self._child
+            born_s = time.monotonic()
+            died = await child.wait()
+            self._child = None
+            await child.end()
+            if time.monotonic() - born_s >= STABLE_S:
+                restarts = 0
+            while self._child is None and restarts < len(RESTART_DELAYS_S):
+                delay_s = RESTART_DELAYS_S[restarts]
+                restarts += 1
+                _log.error("The process of model %r %s; restart in %s s", self._spec.name, died, delay_s)
+                await asyncio.sleep(delay_s)
+                try:
+                    self._child, self._status = await _start(self._spec)
+                except InferHubError as error:
+                    died = f"did not start: {error.message}"
+        self.has_failed = True
+        _log.error("The process of model %r %s; giving up", self._spec.name, died)
+
+
+class Child:
+    """One life of a child process."""
+
+    def __init__(self, process: asyncio.subprocess.Process, folder: Path, transport: GrpcTransport) -> None:
+        self.transport = transport
+        self._process = process
+        self._folder = folder
+        self._forwarding = asyncio.create_task(_forward(process), name=f"stderr of {process.pid}")
+
+    async def wait(self) -> str:
+        """Return how it died, as the end of a sentence."""
+        code = await self._process.wait()
+        if code >= 0:
+            return f"ended with exit status {code}"
+        return f"was ended by {signal.Signals(-code).name}"
+
+    async def listening(self) -> None:
+        """Raises `EndpointLost` when it dies first."""
+        assert self._process.stdout is not None  # noqa: S101
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                line = await self._process.stdout.readline()
+        except TimeoutError as error:
+            raise SetupError(f"The engine's process did not listen within {START_TIMEOUT_S} s.") from error
+        if line != READY:
+            raise EndpointLost("The engine's process died before it could listen.")
+
+    async def end(self) -> None:
+        """Hang up, let it exit, and make sure. Running calls end as `EndpointLost`."""
+        await self.transport.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+        try:
+            async with asyncio.timeout(END_TIMEOUT_S):
+                await self._process.wait()
+        except TimeoutError:
+            _log.warning("Process %s does not exit; it is killed", self._process.pid)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            # Bounded: a process that the engine started may hold the pipes open.
+            await asyncio.wait([self._forwarding], timeout=1.0)
+            self._forwarding.cancel()
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+
+async def _start(spec: ModelSpec) -> tuple[Child, ModelStatus]:
+    """A child with its model loaded, or an error and no child."""
+    child = await _spawn()
+    try:
+        await child.listening()
+        return child, await child.transport.load(spec)
+    except EndpointLost as error:
+        await child.end()
+        raise SetupError(
+            f"The process of model {spec.name!r} {await child.wait()} while it loaded; "
+            "the log has its last words."
+        ) from error
+    except BaseException:
+        await child.end()
+        raise
+
+
+async def _spawn() -> Child:
+    folder = Path(tempfile.mkdtemp(prefix="inferhub-"))  # mkdtemp makes it 0700
+    listen = f"unix:{folder / 'worker'}"
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-P",  # the folder that somebody stands in is no place to import from
+            "-m",
+            "inferhub.worker.child",
+            listen,
+            str(_log.getEffectiveLevel()),
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+        )
+    except BaseException as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise SetupError(f"Cannot start a process for the engine: {error}") from error
+        raise
+    return Child(process, folder, GrpcTransport(listen, Codec(modalities())))
+
+
+async def _forward(process: asyncio.subprocess.Process) -> None:
+    """The child's words into our log, each at the level it was said."""
+    assert process.stderr is not None  # noqa: S101
+    while True:
+        try:
+            line = await process.stderr.readline()
+        except ValueError:  # longer than the reader's limit; the rest follows as the next line
+            continue
+        if not line:
+            return
+        text = line.decode(errors="replace").rstrip()
+        level = logging.getLevelNamesMapping().get(text.partition(" ")[0], logging.INFO)
+        _log.log(level, "[%s] %s", process.pid, text)
