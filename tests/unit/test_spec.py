@@ -61,7 +61,7 @@ def test_a_full_spec_loads() -> None:
     )
     assert openai.backend == "openai_compatible"
     assert openai.options == {"base_url": "https://api.openai.com/v1", "api_key": "sk-canary-4711"}
-    assert (openai.device, openai.slots, openai.queue_limit) == ("auto", 4, 64)
+    assert (openai.device, openai.slots, openai.queue_limit) == ("auto", 0, 64)
     assert (local.backend, local.weights) == ("llamacpp", "./models/Some.GGUF")
     assert spec.routes == (Route("chat", "smollm2-135m"),)
 
@@ -91,7 +91,7 @@ models:
     backend: echo
   - name: 1.5
     backend: no
-    slots: 0
+    slots: -1
     device: gpu
   - 3
 routes:
@@ -106,7 +106,7 @@ modle: 3
         "hub.yaml:6:5: duplicate key 'name', first at 5:5",
         "hub.yaml:8:5: name cannot be 1.5",
         "put it in quotes",
-        "hub.yaml:10:5: slots cannot be 0; allowed: a whole number from 1 to 1024",
+        "hub.yaml:10:5: slots cannot be -1; allowed: a whole number from 0 to 4096",
         "hub.yaml:11:5: device cannot be 'gpu'; allowed: auto, cpu or cuda:N",
         "hub.yaml:12:5: an entry of models cannot be 3",
         "hub.yaml:14:6: the name 'x' is taken by models[1]",

@@ -35,6 +35,8 @@ class Backend(ABC):
     remote: ClassVar[bool] = False
     """True when the model lives elsewhere: no device, no weights, served beside the gateway."""
     needs_weights: ClassVar[bool] = False
+    default_slots: ClassVar[int] = 4
+    """Where the operator names no number: what two cores can do, or what an upstream is expected to take."""
 
     def __init__(self, spec: ModelSpec, weights: Path | None) -> None:
         self.spec = spec

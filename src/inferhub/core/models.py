@@ -31,7 +31,7 @@ class ModelSpec:
     device: str = "auto"
     """`auto`, `cpu` or `cuda:N`."""
     slots: int = 4
-    """How many calls run at once; more wait in a bounded queue."""
+    """How many calls run at once; more wait in a bounded queue. 0 leaves the number to the backend."""
     queue_limit: int = 64
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The backend's own settings, checked against its `Options` struct. May hold a vendor's key."""

@@ -84,7 +84,8 @@ class Settings(BaseModel):
     )
     weights_mirror: str | None = Field(
         None,
-        description="Address or folder that is asked for weights before their usual place; it holds files named by their sha256.",
+        description="Address or folder that is asked for weights before their usual place; "
+        "it holds files named by their sha256.",
     )
 
     # --- secrets ----------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 from weakref import WeakValueDictionary
@@ -67,6 +68,8 @@ class Host:
         await loaded.infer(call, emit)
 
     async def load(self, spec: ModelSpec) -> ModelStatus:
+        if spec.slots == 0:
+            spec = replace(spec, slots=self._backends(spec.backend).default_slots)
         async with self._lock(spec.name):
             loaded = self._models.get(spec.name)
             if loaded is not None and loaded.spec != spec:

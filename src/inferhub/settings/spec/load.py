@@ -27,7 +27,7 @@ _ALLOWED = {
     "backend": "a backend's name",
     "weights": "a name from the weights index or a path",
     "device": "auto, cpu or cuda:N",
-    "slots": "a whole number from 1 to 1024",
+    "slots": "a whole number from 0 to 4096",
     "queue_limit": "a whole number from 0 to 100000",
     "options": "a mapping of the backend's own settings",
     "models": f"a list of at most {MAX_ENTRIES} models, each a mapping with a name",

@@ -47,8 +47,10 @@ class ModelEntry(_Entry):
         pattern=r"^(auto|cpu|cuda:[0-9]{1,3})$",
         description="Where it runs: `auto`, `cpu` or `cuda:N`.",
     )
-    slots: Annotated[int, Field(ge=1, le=1024), _count(1, 1024)] = Field(
-        4, description="How many calls run at once; more wait in the queue."
+    slots: Annotated[int, Field(ge=0, le=4096), _count(0, 4096)] = Field(
+        0,
+        description="How many calls run at once; more wait in the queue. 0 leaves the number to the "
+        "backend: 4 for engines, 256 for remote models.",
     )
     queue_limit: Annotated[int, Field(ge=0, le=100_000), _count(0, 100_000)] = Field(
         64, description="How many calls may wait; more are refused with 503."
