@@ -31,6 +31,8 @@ class _ToolCall(msgspec.Struct):
 class _Said(msgspec.Struct):
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning: str | None = None
+    """The younger name of `reasoning_content`, which some servers use instead."""
     refusal: str | None = None
     tool_calls: list[_ToolCall] | None = None
 
@@ -56,6 +58,7 @@ class ChatChunk(msgspec.Struct):
     """Some senders report a failure inside a 200 stream; the backend turns it into an exception."""
 
 
+_MAX_UNNAMED_CHARS = 65536
 _FINISH = {"stop", "length", "tool_calls", "content_filter", "function_call"}
 _decode = msgspec.json.Decoder(ChatChunk).decode
 
@@ -106,14 +109,19 @@ class ChatReader:
             return []
         said = choice.delta or choice.message or _Said()
         deltas: list[ChatDelta] = []
+        if said is choice.message:
+            # A whole message lists its calls without numbers: the place in the list is the number.
+            for place, call in enumerate(said.tool_calls or ()):
+                call.index = place
         tool_calls = self._number(index, said.tool_calls)
+        reasoning = said.reasoning_content or said.reasoning
         logprobs = choice.logprobs.content if choice.logprobs else None
-        if said.content or said.reasoning_content or said.refusal or tool_calls or logprobs:
+        if said.content or reasoning or said.refusal or tool_calls or logprobs:
             deltas.append(
                 ChatDelta(
                     index=index,
                     content=said.content or None,
-                    reasoning_content=said.reasoning_content or None,
+                    reasoning_content=reasoning or None,
                     refusal=said.refusal or None,
                     tool_calls=tool_calls or None,
                     logprobs=logprobs,
@@ -143,32 +151,56 @@ class _ToolNumbering:
 
     def __init__(self) -> None:
         self.count = 0
-        self._place_by_upstream: dict[int | str, int] = {}
+        self._calls: dict[int | str, _OpenCall] = {}
+        self._key_by_index: dict[int, int | str] = {}
         self._ids: set[str] = set()
         self._last: int | str = -1
 
-    def follow(self, call: _ToolCall) -> list[ToolCallDelta]:
-        name = call.function.name if call.function else None
-        pieces = (call.function.arguments or "") if call.function else ""
-        key = self._key(call, name)
-        self._last = key
-        if key in self._place_by_upstream:
-            place = self._place_by_upstream[key]
-            return [ToolCallDelta(place, function=FunctionDelta(arguments=pieces))] if pieces else []
-        place = self._place_by_upstream[key] = self.count
+    def follow(self, piece: _ToolCall) -> list[ToolCallDelta]:
+        name = piece.function.name if piece.function else None
+        arguments = (piece.function.arguments or "") if piece.function else ""
+        key = self._last = self._key(piece, name)
+        call = self._calls.setdefault(key, _OpenCall())
+        call.id = call.id or piece.id
+        if call.place is not None:
+            return (
+                [ToolCallDelta(call.place, function=FunctionDelta(arguments=arguments))] if arguments else []
+            )
+        # Some senders name the function after its first arguments; clients need the name first.
+        call.held += arguments
+        if len(call.held) > _MAX_UNNAMED_CHARS:
+            raise UpstreamFailed("The upstream sent a tool call without a name.")
+        return self._introduce(call, name) if name else []
+
+    def _introduce(self, call: _OpenCall, name: str) -> list[ToolCallDelta]:
+        call.place = self.count
         self.count += 1
         call_id = call.id if call.id and call.id not in self._ids else new_id("call")
         self._ids.add(call_id)
-        first = ToolCallDelta(place, call_id, "function", FunctionDelta(name or "", ""))
-        if not pieces:
+        first = ToolCallDelta(call.place, call_id, "function", FunctionDelta(name, ""))
+        if not call.held:
             return [first]
-        return [first, ToolCallDelta(place, function=FunctionDelta(arguments=pieces))]
+        return [first, ToolCallDelta(call.place, function=FunctionDelta(arguments=call.held))]
 
-    def _key(self, call: _ToolCall, name: str | None) -> int | str:
+    def _key(self, piece: _ToolCall, name: str | None) -> int | str:
         """Which call this piece belongs to: by index, unless a fresh id and name reuse one."""
-        if call.index is None:
-            return call.id if call.id else (f"#{self.count}" if name else self._last)
-        is_fresh = bool(call.id and name and call.id not in self._ids)
-        if call.index in self._place_by_upstream and is_fresh:
-            return call.id or call.index
-        return call.index
+        if piece.index is None:
+            return piece.id or (f"#{self.count}" if name else self._last)
+        is_fresh = bool(piece.id and name and piece.id not in self._ids)
+        current = self._key_by_index.get(piece.index)
+        if current is None or (is_fresh and self._calls[current].place is not None):
+            current = piece.index if current is None else str(piece.id)
+            self._key_by_index[piece.index] = current
+        return current
+
+
+class _OpenCall:
+    """One tool call while it is being read."""
+
+    __slots__ = ("held", "id", "place")
+
+    def __init__(self) -> None:
+        self.id: str | None = None
+        self.place: int | None = None
+        """None until the call has a name and was introduced."""
+        self.held = ""

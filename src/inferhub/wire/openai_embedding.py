@@ -1,0 +1,63 @@
+"""Reads embedding answers in OpenAI's format; the sibling of `openai_chat`."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import struct
+from typing import Any
+
+import msgspec
+
+from inferhub.core.errors import UpstreamFailed
+from inferhub.core.usage import Usage
+from inferhub.modalities.embedding import EmbeddingDelta
+from inferhub.wire.openai_errors import read_stream_error
+from inferhub.wire.openai_usage import UpstreamUsage, read_usage
+
+
+class _Item(msgspec.Struct):
+    embedding: str | list[float]
+    index: int | None = None
+
+
+class _Answer(msgspec.Struct):
+    data: list[_Item] = []
+    usage: UpstreamUsage | None = None
+    error: Any = None
+
+
+_decode = msgspec.json.Decoder(_Answer).decode
+
+
+def read_embeddings(body: bytes, count: int) -> tuple[list[EmbeddingDelta], Usage]:
+    """The vectors of `count` inputs in their order. Raises `UpstreamFailed` unless each input has one,
+    all of the same length."""
+    try:
+        answer = _decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UpstreamFailed("The upstream sent something that is not a list of embeddings.") from error
+    if answer.error:
+        raise read_stream_error(answer.error)
+    vectors: dict[int, bytes] = {}
+    for position, item in enumerate(answer.data):
+        vectors[position if item.index is None else item.index] = _pack(item.embedding)
+    if len(answer.data) != count or sorted(vectors) != list(range(count)):
+        raise UpstreamFailed(f"The upstream sent {len(answer.data)} embeddings for {count} inputs.")
+    if len({len(vector) for vector in vectors.values()}) != 1:
+        raise UpstreamFailed("The upstream sent embeddings of different lengths.")
+    return [EmbeddingDelta(index, vectors[index]) for index in range(count)], read_usage(answer.usage)
+
+
+def _pack(embedding: str | list[float]) -> bytes:
+    """Little-endian float32, whichever of the two encodings the upstream chose."""
+    try:
+        if isinstance(embedding, str):
+            vector = base64.b64decode(embedding, validate=True)
+        else:
+            vector = struct.pack(f"<{len(embedding)}f", *embedding)
+    except (binascii.Error, ValueError, OverflowError) as error:
+        raise UpstreamFailed("The upstream sent an embedding that cannot be read.") from error
+    if not vector or len(vector) % 4:
+        raise UpstreamFailed("The upstream sent an embedding that is not a vector of float32.")
+    return vector
