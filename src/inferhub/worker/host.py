@@ -21,7 +21,6 @@ from inferhub.core.errors import (
     InferHubError,
     InternalError,
     ModelNotFound,
-    SetupError,
     Unsupported,
     WeightsMissing,
 )
@@ -118,8 +117,6 @@ class Host:
         try:
             kind = self._backends(spec.backend)
             check_options(kind, spec)
-            if spec.slots < 1:
-                raise SetupError(f"Model {spec.name!r}: slots is {spec.slots}; at least 1.", param="slots")
             weights = await self._weights(kind, spec)
             if self._isolation == "always" or (self._isolation == "auto" and kind.isolated):
                 # Late: a worker that only speaks to vendors needs no gRPC.
