@@ -59,6 +59,8 @@ class Ready:
     models: tuple[str, ...]
     admin_key: str | None = field(default=None, repr=False)
     """Only at the first start on an empty catalog; it is stored hashed and cannot be shown again."""
+    chat_model: str | None = None
+    """One of `models` that answers chats now; for the lines to copy."""
 
 
 Announce = Callable[[Ready], None]
@@ -157,7 +159,6 @@ async def _serve_http(
     catalog = await stack.enter_async_context(open_catalog(settings))
     pepper = load_pepper(settings)
     await catalog.check_pepper(pepper)
-    admin_key = await _first_admin_key(catalog, pepper)
 
     fleet = Fleet(
         engines=engines,
@@ -169,6 +170,9 @@ async def _serve_http(
     stack.push_async_callback(fleet.close)
     platform = _Platform(loaded, catalog, fleet, pepper)
     await platform.start(spec_text, on_progress)
+    # Not earlier: a start that fails on the way would take the key, which nobody saw, with it.
+    admin_key = await _first_admin_key(catalog, pepper)
+    await platform.refresh()
     metrics = Metrics()
     app = build_app(
         GatewayParts(
@@ -194,7 +198,8 @@ async def _serve_http(
             )
         )
         url = f"http://{_bracketed(settings.host)}:{http.port}"
-        announce(Ready(url, _ops_url(settings, ops), fleet.directory().names, admin_key))
+        directory = fleet.directory()
+        announce(Ready(url, _ops_url(settings, ops), directory.names, admin_key, directory.first_for("chat")))
         await _until_signalled()
         fleet.is_draining = True
         http.stop()
@@ -223,7 +228,7 @@ class _Platform:
         elif stored is not None:
             self._spec = AppliedSpec(stored.text, stored.revision)
         await self._fleet.apply(self._parse(self._spec.text), on_progress)
-        await self._refresh()
+        await self.refresh()
 
     async def current_spec(self) -> AppliedSpec:
         return self._spec
@@ -249,12 +254,12 @@ class _Platform:
         while True:
             await asyncio.sleep(self._loaded.settings.key_refresh_s)
             try:
-                await self._refresh()
+                await self.refresh()
             except InferHubError as error:
                 # The snapshot goes on serving; the catalog may come back.
                 _log.warning("catalog cannot be read: %s", error.message)
 
-    async def _refresh(self) -> None:
+    async def refresh(self) -> None:
         revision = await self._catalog.revision()
         if revision == self._revision:
             return

@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from inferhub.core.call import Call, Chunk, Delta, Finished, Handler, Started
 from inferhub.core.errors import Draining, InferHubError, InternalError
@@ -31,6 +31,17 @@ _SSE: Headers = [
 _LINGER_S = 2.0
 
 
+class Connection(Protocol):
+    """What `protocol` adds to a scope as the extension `inferhub.connection`."""
+
+    @property
+    def is_write_paused(self) -> bool:
+        """True when the client reads slower than we write, so that the next write waits for it."""
+
+    def abort(self) -> None:
+        """Drop the connection, with whatever the client has not read."""
+
+
 @dataclass(frozen=True, slots=True)
 class Exchange:
     """One HTTP request and the way back to its client."""
@@ -40,16 +51,20 @@ class Exchange:
     limits: GatewayLimits
     common_headers: Callable[[], Headers]
     """Request id and timing; computed when the headers leave."""
-    abort: Callable[[], None] = field(default=lambda: None)
-    """Drops the connection without waiting for a client that does not read."""
+    connection: Connection | None = None
+    """The socket below, where the server tells."""
 
     async def write(self, message: dict[str, Any]) -> None:
         """Bounded: a client that stops reading loses the connection, not our memory."""
+        if self.connection is not None and not self.connection.is_write_paused:
+            # Nearly always: nothing waits, so there is nothing to bound.
+            return await self.send(message)
         try:
             async with asyncio.timeout(self.limits.write_timeout_s):
-                await self.send(message)
+                return await self.send(message)
         except TimeoutError as error:
-            self.abort()
+            if self.connection is not None:
+                self.connection.abort()
             raise ClientGone from error
 
     async def json(self, status: int, body: bytes, headers: Headers, *, is_last: bool = True) -> None:

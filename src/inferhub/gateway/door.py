@@ -48,8 +48,8 @@ class Door:
         def common_headers() -> Headers:
             return _common(request_id, begin)
 
-        abort = scope.get("extensions", {}).get("inferhub.abort", _nothing)
-        exchange = Exchange(receive, send, self._limits, common_headers, abort)
+        connection = scope.get("extensions", {}).get("inferhub.connection")
+        exchange = Exchange(receive, send, self._limits, common_headers, connection)
         try:
             await self._infer(endpoint, scope, headers, exchange, request_id)
         except ClientGone:
@@ -107,7 +107,3 @@ def _common(request_id: str, begin: float) -> Headers:
         (b"openai-version", b"2020-10-01"),
         (b"access-control-expose-headers", b"X-Request-ID, OpenAI-Processing-Ms, Retry-After"),
     ]
-
-
-def _nothing() -> None:
-    return None

@@ -59,7 +59,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._is_in_head = True
         self._arm()
-        self.scope["extensions"] = {"inferhub.abort": self._abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {"inferhub.connection": self}  # type: ignore[dict-item]
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
@@ -114,5 +114,11 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._refuse(408, f"The request's head did not arrive within {self._limits.body_timeout_s:g} s.")
         self.send_400_response("")
 
-    def _abort(self) -> None:
+    # --- what `answer.Connection` offers ---
+
+    @property
+    def is_write_paused(self) -> bool:
+        return self.flow.write_paused
+
+    def abort(self) -> None:
         self.transport.abort()

@@ -25,6 +25,13 @@ class Directory:
         """Everything a client may put into `model`, sorted."""
         return tuple(sorted({*self.endpoints, *self.routes}))
 
+    def first_for(self, modality: str) -> str | None:
+        """The first name, alphabetically, whose model is ready for this kind of call."""
+        for name in self.names:
+            if any(e.model.capability(modality) for e in self.endpoints.get(self.routes.get(name, name), ())):
+                return name
+        return None
+
     def resolve(self, name: str) -> tuple[str, tuple[Endpoint, ...]]:
         """(model name, its endpoints). Raises `ModelNotFound` or `NoEndpoint`."""
         model = self.routes.get(name, name)
