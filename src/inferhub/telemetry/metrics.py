@@ -18,6 +18,7 @@ _DURATION_BUCKETS = tuple(0.01 * 2**k for k in range(14))
 class Series:
     """The children of one (modality, model), resolved once; recording does no label look-up."""
 
+    outcomes: dict[str, Counter]
     requests: Counter
     duration: Histogram
     first_token: Histogram
@@ -27,7 +28,9 @@ class Series:
     def record(
         self, outcome: str, elapsed_s: float, first_token_s: float | None, usage: Usage | None
     ) -> None:
-        self.requests.labels(*self.labels, outcome).inc()
+        if outcome not in self.outcomes:
+            self.outcomes[outcome] = self.requests.labels(*self.labels, outcome)
+        self.outcomes[outcome].inc()
         self.duration.observe(elapsed_s)
         if first_token_s is not None:
             self.first_token.observe(first_token_s)
@@ -82,6 +85,7 @@ class Metrics:
         key = (modality, model)
         if key not in self._series:
             self._series[key] = Series(
+                outcomes={},
                 requests=self._requests,
                 duration=self._duration.labels(*key),
                 first_token=self._first_token.labels(*key),

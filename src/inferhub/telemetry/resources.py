@@ -24,6 +24,15 @@ _log = logging.getLogger(__name__)
 _DEVICE = re.compile(r"auto|cpu|cuda:(0|[1-9][0-9]{0,2})")
 
 
+def default_threads() -> int:
+    """How many threads an engine gets unless told: half of the cores this process may use.
+
+    Engines that take them all wait for each other while anything else runs.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // 2)
+
+
 @dataclass(frozen=True, slots=True)
 class Memory:
     """RAM that this process may use: the machine's, or its container's where that is less."""
