@@ -126,6 +126,8 @@ async def _unary(
         body = modality.fold(call.request, seen_as, payloads, usage)
     except InferHubError as error:
         return await exchange.problem(error)
+    except asyncio.CancelledError:
+        return await exchange.problem(_stopping())
     await exchange.json(200, body, _started_headers(started))
     return None
 
@@ -160,9 +162,7 @@ class _Stream:
         except InferHubError as error:
             await self._fail(error)
         except asyncio.CancelledError:
-            # Not the client, so it is this server that stops: say so before going.
-            await self._fail(Draining("The server is shutting down."))
-            raise
+            await self._fail(_stopping())
         finally:
             if self._timer is not None:
                 self._timer.cancel()
@@ -214,6 +214,14 @@ class _Stream:
         except ClientGone:
             # The call itself meets the same fate at its next write.
             return
+
+
+def _stopping() -> Draining:
+    """What a cancellation means that is not the client's: this server stops, and says so before it goes.
+
+    It ends here: the task belongs to the server and has nothing left to do but this answer.
+    """
+    return Draining("The server is shutting down.")
 
 
 def _started_headers(started: Started) -> Headers:

@@ -67,7 +67,7 @@ class Door:
         try:
             if scope["method"] != "POST":
                 raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
-            await endpoint(dict(scope), headers, exchange, request_id)
+            await endpoint(scope, headers, exchange, request_id)
         except InferHubError as error:
             self._metrics.refused.labels(error.code).inc()
             await exchange.problem(error)

@@ -13,7 +13,7 @@ class GatewayLimits:
     max_headers: int = 100
     max_target_bytes: int = 8 * 1024
     body_timeout_s: float = 30.0
-    """For the head, and again for the body, to arrive."""
+    """For a whole request to arrive, from its first byte to its last."""
     request_timeout_s: float = 600.0
     write_timeout_s: float = 60.0
     """For a client that does not read."""

@@ -5,7 +5,6 @@ Called by `surface`. Bounded before parsed: size while reading, depth before dec
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -36,23 +35,18 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Gatew
         raise TooLarge(f"The body has {int(declared)} bytes; at most {limit} are accepted.")
     pieces: list[bytes] = []
     size = 0
-    try:
-        async with asyncio.timeout(limits.body_timeout_s):
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise ClientGone
-                piece = message.get("body", b"")
-                size += len(piece)
-                if size > limit:
-                    raise TooLarge(f"The body has more than {limit} bytes, the most accepted.")
-                pieces.append(piece)
-                if not message.get("more_body", False):
-                    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-    except TimeoutError as error:
-        raise Invalid(
-            f"The body did not arrive within {limits.body_timeout_s:g} s.", code="body_timeout"
-        ) from error
+    # No timer here: `protocol` has one from the first byte of the head to the last of the body.
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size > limit:
+            raise TooLarge(f"The body has more than {limit} bytes, the most accepted.")
+        pieces.append(piece)
+        if not message.get("more_body", False):
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _check_media(headers: dict[bytes, bytes]) -> None:
@@ -108,7 +102,7 @@ def _load(body: bytes) -> Any:
     if not body.strip():
         raise Invalid("The body is empty; send a JSON object.", code="invalid_json")
     try:
-        return json.loads(body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        return _DECODER.decode(body.decode())
     except UnicodeDecodeError as error:
         raise Invalid(
             f"The body is not valid UTF-8: byte {error.start} cannot be decoded.", code="invalid_json"
@@ -134,6 +128,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _refuse_constant(name: str) -> Any:
     raise Invalid(f"The body is not valid JSON: {name} is not a JSON number.", code="invalid_json")
 
+
+# Made once: json.loads would build a new one for every body.
+_DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 
 _PLACE = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"^Object missing required field `(?P<field>[^`]+)`$")

@@ -37,7 +37,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._head_bytes = 0
         self._is_in_head = True
         self._refusal: tuple[int, str] | None = None
-        self._head_timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -76,7 +76,6 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._is_in_head = False
         self._head_bytes = 0
-        self._disarm()
         size = sum(len(name) + len(value) for name, value in self.headers)
         if size > self._limits.max_header_bytes:
             self._refuse(
@@ -84,6 +83,10 @@ class _BoundedProtocol(HttpToolsProtocol):
             )
             raise _HeadRefusedError
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._disarm()
+        super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn calls this for every request that it could not parse."""
@@ -101,18 +104,21 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._refusal = (status, message)
 
     def _arm(self) -> None:
-        """A head that drips in is cut off; `keepalive_timeout_s` covers silence between requests."""
+        """A request that drips in is cut off; `keepalive_timeout_s` covers silence between requests."""
         self._disarm()
-        self._head_timer = self.loop.call_later(self._limits.body_timeout_s, self._head_is_late)
+        self._timer = self.loop.call_later(self._limits.body_timeout_s, self._is_late)
 
     def _disarm(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _head_is_late(self) -> None:
-        self._refuse(408, f"The request's head did not arrive within {self._limits.body_timeout_s:g} s.")
-        self.send_400_response("")
+    def _is_late(self) -> None:
+        if self.cycle is not None and self.cycle.response_started:
+            # It was refused without its body, and the client still sends it.
+            return self.transport.abort()
+        self._refuse(408, f"The request did not arrive within {self._limits.body_timeout_s:g} s.")
+        return self.send_400_response("")
 
     # --- what `answer.Connection` offers ---
 

@@ -45,12 +45,20 @@ class HttpServer:
             log_config=None,
             access_log=False,
             server_header=False,
+            # Nothing here looks at the client's address, so nobody's word for it is needed.
+            proxy_headers=False,
             timeout_keep_alive=round(keepalive_timeout_s),
             timeout_graceful_shutdown=max(1, round(drain_grace_s)),
             backlog=2048,
         )
         self._server = _Server(config)
-        await self._server.serve(sockets=[self._socket])
+        try:
+            await self._server.serve(sockets=[self._socket])
+        finally:
+            # Also when this task is cancelled, which uvicorn does not clean up after.
+            for server in getattr(self._server, "servers", ()):
+                server.close()
+            self._socket.close()
 
     def stop(self) -> None:
         if self._server is None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Any
+
+from starlette.types import Scope
 
 from inferhub.core.call import Call, Handler
 from inferhub.core.clock import unix_s
@@ -29,7 +30,7 @@ class InferenceEndpoint:
         self._id_prefix = _ID_PREFIX.get(modality.name, modality.name)
 
     async def __call__(
-        self, scope: dict[str, Any], headers: dict[bytes, bytes], exchange: Exchange, request_id: str
+        self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request_id: str
     ) -> None:
         """Raises `InferHubError` before the call starts, `ClientGone` at any time."""
         principal = self._identity.principal(headers)

@@ -139,7 +139,7 @@ class Settings(BaseModel):
         120, description="From the start of a call to the first piece of its answer."
     )
     idle_timeout_s: Seconds = Field(60, description="Longest silence between two pieces of an answer.")
-    body_timeout_s: Seconds = Field(30, description="Longest silence of a client that sends a request.")
+    body_timeout_s: Seconds = Field(30, description="Whole time a request may take to arrive.")
     write_timeout_s: Seconds = Field(
         60, description="Longest time a client may leave an answer unread before it is disconnected."
     )
