@@ -1,0 +1,103 @@
+# InferHub: `make serve` and `make test` need make and Python >= 3.11 with venv, nothing else.
+# `.ci/run` and hooks call these targets and nothing of their own.
+
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+UV := $(VENV)/bin/uv
+ARGS ?=
+
+# One stamp per step, inside the environment: a second run starts at once and needs no network.
+BOOTSTRAPPED := $(VENV)/.bootstrapped
+RUNTIME := $(VENV)/.runtime
+DEV := $(VENV)/.dev
+
+GENERATED := src/inferhub/transport/_pb
+CODE := src tests $(wildcard benchmarks examples)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve weights test test-slow check fmt bench docs proto lock env env-dev clean
+
+help:  ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+serve: weights  ## install what is missing, fetch the weights, serve (ARGS="--port 9000")
+	@exec $(PY) -m inferhub serve $(ARGS)
+
+weights: $(RUNTIME)  ## fetch and verify the weights of the built-in models
+	@$(PY) -m inferhub models pull
+
+test: $(DEV) weights  ## run the tests (ARGS="-k name")
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(DEV) weights  ## run the tests that take minutes
+	$(PY) -m pytest -m slow $(ARGS)
+
+check: $(DEV)  ## format, lint, types, architecture: what CI checks
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+fmt: $(DEV)  ## format and mend what can be mended
+	$(VENV)/bin/ruff format $(CODE)
+	$(VENV)/bin/ruff check --fix $(CODE)
+
+bench: $(DEV) weights  ## measure, and compare with the targets (ARGS="overhead")
+	$(PY) -m benchmarks $(ARGS)
+
+docs: $(DEV)  ## write the generated reference pages again
+	$(PY) -m inferhub.settings.reference docs/reference
+	$(PY) -m inferhub.cli._reference docs/reference
+
+proto: $(DEV)  ## write the gRPC code again
+	$(PY) -m grpc_tools.protoc -I inferhub/transport/_pb=proto/inferhub/worker/v1 --python_out=src \
+	  --pyi_out=src --grpc_python_out=src inferhub/transport/_pb/worker.proto
+
+# Locks pin versions and hashes but no address: any package index serves them.
+COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+  --no-emit-index-url --no-header --no-annotate $(if $(UPGRADE),--upgrade)
+
+lock: $(BOOTSTRAPPED)  ## pin dependencies again after pyproject.toml changed (UPGRADE=1: newest)
+	$(COMPILE) locks/bootstrap.in -o locks/bootstrap.lock
+	$(COMPILE) pyproject.toml --extra local --group dev -o locks/dev.lock
+	$(COMPILE) pyproject.toml --extra local --constraint locks/dev.lock -o locks/runtime.lock
+
+env: $(RUNTIME)  ## only make the environment that `serve` needs
+env-dev: $(DEV)  ## only make the environment that `test` and `check` need
+
+clean:  ## delete the environment and what tools left behind; weights and keys stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BOOTSTRAPPED): locks/bootstrap.lock
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no '$(PYTHON)' here. On Debian and Ubuntu: apt install python3 python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "InferHub needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' has no venv module. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
+	@echo "[1/3] Making the environment $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --disable-pip-version-check --quiet --require-hashes -r $<
+	@touch $@
+
+$(RUNTIME): locks/runtime.lock pyproject.toml $(BOOTSTRAPPED)
+	@echo "[2/3] Installing InferHub and its engines"
+	@$(call install,$<)
+	@touch $@
+
+$(DEV): locks/dev.lock $(RUNTIME)
+	@echo "[3/3] Installing the tools of developers"
+	@$(call install,$<)
+	@touch $@
+
+# uv is quick and shows progress. It does not read pip's configuration, so where a mirror is set up
+# for pip only, pip does the same work.
+define install
+$(UV) pip install --python $(PY) --compile-bytecode --require-hashes -r $(1) \
+  || { echo "uv did not succeed; trying pip."; $(PY) -m pip install --require-hashes -r $(1); }
+$(UV) pip install --python $(PY) --quiet --offline --no-deps --no-build-isolation -e .
+endef

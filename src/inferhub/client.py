@@ -1,0 +1,399 @@
+"""F4: the typed asynchronous client of an InferHub server; the CLI and the tests use it.
+
+The same nouns go in and come out as in `modalities`; every failure is an error of `core.errors`.
+It keeps no state but a connection pool, never retries, and never logs or shows its key.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Self, TypeVar
+from urllib.parse import quote
+
+import aiohttp
+import msgspec
+
+from inferhub.core import errors
+from inferhub.core.errors import InferHubError
+from inferhub.modalities.chat import ChatRequest, ChatResponse, Logprobs, ToolCallDelta
+from inferhub.modalities.completion import CompletionChoice, CompletionRequest, CompletionResponse
+from inferhub.modalities.embedding import EmbeddingRequest, EmbeddingResponse
+from inferhub.modalities.tokens import TokenUsage
+
+MAX_ANSWER_BYTES = 256 * 1024 * 1024
+MAX_EVENT_BYTES = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Bounds of one request."""
+
+    connect_s: float = 5.0
+    silence_s: float = 600.0
+    """Longest wait for the next byte of an answer."""
+
+
+class ChunkDelta(msgspec.Struct):
+    """What a piece of a streamed answer adds."""
+
+    role: str | None = None
+    content: str | None = None
+    reasoning_content: str | None = None
+    refusal: str | None = None
+    tool_calls: list[ToolCallDelta] | None = None
+
+
+class ChunkChoice(msgspec.Struct):
+    index: int
+    delta: ChunkDelta
+    logprobs: Logprobs | None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(msgspec.Struct):
+    """One event of a streamed chat."""
+
+    id: str
+    model: str
+    choices: list[ChunkChoice]
+    usage: TokenUsage | None = None
+
+
+class CompletionChunk(msgspec.Struct):
+    """One event of a streamed completion."""
+
+    id: str
+    model: str
+    choices: list[CompletionChoice]
+    usage: TokenUsage | None = None
+
+
+class ModelCard(msgspec.Struct):
+    """A model as the server lists it."""
+
+    id: str
+    created: int
+    owned_by: str
+    inferhub: dict[str, Any] = {}
+    """What OpenAI's list has no field for: backend, device, capabilities, readiness."""
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        return tuple(c["modality"] for c in self.inferhub.get("capabilities", ()))
+
+
+@dataclass(frozen=True, slots=True)
+class ServedSpec:
+    """The `hub.yaml` in force; `revision` guards a later `put_spec`."""
+
+    text: str
+    revision: int | None
+
+
+class _Problem(msgspec.Struct):
+    message: str
+    code: str | None = None
+    param: str | None = None
+
+
+class _Envelope(msgspec.Struct):
+    error: _Problem
+
+
+class _ModelList(msgspec.Struct):
+    data: list[ModelCard]
+
+
+T = TypeVar("T")
+
+
+class Client:
+    """An open connection pool to one server: `async with Client(url, key) as client`."""
+
+    def __init__(self, url: str, key: str | None = None, *, timeouts: Timeouts | None = None) -> None:
+        """`url` is the server's address, with or without `/v1`. Raises `Invalid` and `Unauthenticated`."""
+        self.url = base_address(url)
+        if key is not None and not (key.isascii() and key.isprintable() and key.strip() == key and key):
+            raise errors.Unauthenticated("The API key has characters that no key has.")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
+        self._timeouts = timeouts or Timeouts()
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        timeout = aiohttp.ClientTimeout(
+            total=None, sock_connect=self._timeouts.connect_s, sock_read=self._timeouts.silence_s
+        )
+        self._session = aiohttp.ClientSession(
+            headers=self._headers, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def chat(self, request: ChatRequest) -> ChatResponse:
+        """The whole answer at once; `request.stream` is ignored."""
+        return await self._infer("chat/completions", request, ChatResponse)
+
+    def stream_chat(self, request: ChatRequest) -> AbstractAsyncContextManager[AsyncIterator[ChatChunk]]:
+        """`async with client.stream_chat(r) as chunks`; leaving the block early cancels the call."""
+        return self._stream("chat/completions", request, ChatChunk)
+
+    async def complete(self, request: CompletionRequest) -> CompletionResponse:
+        """The whole answer at once; `request.stream` is ignored."""
+        return await self._infer("completions", request, CompletionResponse)
+
+    def stream_complete(
+        self, request: CompletionRequest
+    ) -> AbstractAsyncContextManager[AsyncIterator[CompletionChunk]]:
+        """Like `stream_chat`."""
+        return self._stream("completions", request, CompletionChunk)
+
+    async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
+        """Vectors in the order of the inputs."""
+        return await self._infer("embeddings", request, EmbeddingResponse)
+
+    async def models(self) -> list[ModelCard]:
+        return _decode(await self._body("GET", "/v1/models"), _ModelList).data
+
+    async def model(self, name: str) -> ModelCard:
+        """Raises `ModelNotFound`."""
+        return _decode(await self._body("GET", f"/v1/models/{quote(name, safe='')}"), ModelCard)
+
+    async def spec(self) -> ServedSpec:
+        """The spec in force. Needs a key of role admin, as do all that follow but `ready` and `version`."""
+        async with self._request("GET", "/admin/v1/spec") as response:
+            return await _served_spec(response)
+
+    async def put_spec(self, text: str, *, if_revision: int | None = None) -> ServedSpec:
+        """Replace the spec. Raises `SetupError` naming every problem, `Conflict` for another revision."""
+        headers = {"Content-Type": "application/yaml"}
+        if if_revision is not None:
+            headers["If-Match"] = f'"{if_revision}"'
+        async with self._request("PUT", "/admin/v1/spec", text.encode(), headers) as response:
+            return await _served_spec(response)
+
+    async def workers(self) -> list[dict[str, Any]]:
+        """Each worker's models, load, devices and free memory."""
+        listing = _decode(await self._body("GET", "/admin/v1/workers"), dict[str, Any])
+        return list(listing.get("data", ()))
+
+    async def ready(self) -> Mapping[str, Any]:
+        """The server's own account of its readiness; `ready` says whether it serves."""
+        async with self._request("GET", "/readyz?verbose", accept=(200, 503)) as response:
+            return _decode(await _read(response), dict[str, Any])
+
+    async def version(self) -> str:
+        return str(_decode(await self._body("GET", "/version"), dict[str, Any]).get("version"))
+
+    # --- the one way out --------------------------------------------------------------------------
+
+    async def _infer(self, path: str, request: msgspec.Struct, answer: type[T]) -> T:
+        return _decode(await self._body("POST", f"/v1/{path}", _encode(request, stream=False)), answer)
+
+    @asynccontextmanager
+    async def _stream(
+        self, path: str, request: msgspec.Struct, chunk: type[T]
+    ) -> AsyncIterator[AsyncIterator[T]]:
+        async with (
+            self._request("POST", f"/v1/{path}", _encode(request, stream=True)) as response,
+            aclosing(_chunks(response, chunk)) as chunks,
+        ):
+            yield chunks
+
+    async def _body(self, method: str, path: str, body: bytes | None = None) -> bytes:
+        async with self._request(method, path, body) as response:
+            return await _read(response)
+
+    @asynccontextmanager
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        accept: tuple[int, ...] = (200,),
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        if self._session is None:
+            raise RuntimeError("use `async with Client(...)`")
+        if body is not None and headers is None:
+            headers = {"Content-Type": "application/json"}
+        with _translated(self.url):
+            response = await self._session.request(
+                method, self.url + path, data=body, headers=headers, allow_redirects=False
+            )
+        try:
+            if response.status not in accept:
+                raise _rebuild(response, await _read(response))
+            yield response
+        finally:
+            response.close()  # an unread rest ends the connection, and with it the call
+
+
+_ADDRESS = re.compile(
+    r"(?P<scheme>https?://)?(?P<place>(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>\d{1,5}))?)"
+    r"(?P<path>/[^\s?#]*|)"
+)
+
+
+def base_address(url: str) -> str:
+    """`http://host:port` of any form people write it in. Raises `Invalid`."""
+    match = _ADDRESS.fullmatch(url.strip())
+    if not match or int(match["port"] or 0) > 65535:
+        raise errors.Invalid(f"{url[:200]!r} is not a server's address; write http://HOST:PORT.", param="url")
+    path = match["path"].rstrip("/").removesuffix("/v1").rstrip("/")
+    return f"{match['scheme'] or 'http://'}{match['place']}{path}"
+
+
+# --- writing and reading --------------------------------------------------------------------------
+
+
+def _encode(request: msgspec.Struct, *, stream: bool) -> bytes:
+    body = _without_none(request)
+    body.pop("stream", None)
+    if stream:
+        body["stream"] = True
+    else:
+        body.pop("stream_options", None)
+    return msgspec.json.encode(body)
+
+
+def _without_none(value: Any) -> Any:
+    """Structs without their unset fields. Plain mappings stay whole: a JSON schema's nulls matter."""
+    if isinstance(value, msgspec.Struct):
+        config = value.__struct_config__
+        named = {config.tag_field: config.tag} if config.tag_field else {}
+        values = [getattr(value, name) for name in value.__struct_fields__]
+        pairs = zip(value.__struct_encode_fields__, values, strict=True)
+        return named | {name: _without_none(item) for name, item in pairs if item is not None}
+    if isinstance(value, list):
+        return [_without_none(item) for item in value]
+    return value
+
+
+def _decode(body: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except msgspec.DecodeError as error:
+        raise errors.UpstreamFailed(f"The server's answer is not InferHub's: {error}.") from error
+
+
+async def _read(response: aiohttp.ClientResponse) -> bytes:
+    body = bytearray()
+    async for piece in _pieces(response):
+        body += piece
+        if len(body) > MAX_ANSWER_BYTES:
+            raise errors.UpstreamFailed(f"The server's answer is longer than {MAX_ANSWER_BYTES} bytes.")
+    return bytes(body)
+
+
+async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    while True:
+        with _translated(str(response.url.origin())):
+            piece = await response.content.readany()
+        if not piece:
+            return
+        yield piece
+
+
+async def _served_spec(response: aiohttp.ClientResponse) -> ServedSpec:
+    tag = response.headers.get("ETag", "").strip('"')
+    return ServedSpec((await _read(response)).decode(errors="replace"), int(tag) if tag.isdigit() else None)
+
+
+async def _chunks(response: aiohttp.ClientResponse, kind: type[T]) -> AsyncGenerator[T]:
+    """The events up to `[DONE]`. An event that is an error is raised; so is an end without `[DONE]`."""
+    if response.content_type != "text/event-stream":
+        raise errors.UpstreamFailed(f"The server answered with {response.content_type}, not with a stream.")
+    async for data in _events(response):
+        if data == b"[DONE]":
+            return
+        if data.startswith(b'{"error"'):
+            raise _rebuild(response, data)
+        yield _decode(data, kind)
+    raise errors.EndpointLost("The server closed the stream before the answer was complete.")
+
+
+async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+    """Data of each server-sent event; comments and other fields are skipped."""
+    rest = b""
+    data: list[bytes] = []
+    async for piece in _pieces(response):
+        *lines, rest = (rest + piece).split(b"\n")
+        if len(rest) > MAX_EVENT_BYTES:
+            raise errors.UpstreamFailed(f"An event of the stream is longer than {MAX_EVENT_BYTES} bytes.")
+        for line in (line.removesuffix(b"\r") for line in lines):
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif not line and data:
+                yield b"\n".join(data)
+                data = []
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def _tree(kind: type[InferHubError]) -> Iterator[type[InferHubError]]:
+    yield kind
+    for child in kind.__subclasses__():
+        yield from _tree(child)
+
+
+_BY_CODE = {kind.code: kind for kind in _tree(InferHubError)}
+_BY_STATUS: dict[int, type[InferHubError]] = {
+    400: errors.Invalid,
+    401: errors.Unauthenticated,
+    403: errors.Forbidden,
+    404: errors.NotFound,
+    405: errors.MethodNotAllowed,
+    409: errors.Conflict,
+    413: errors.TooLarge,
+    415: errors.UnsupportedMedia,
+    422: errors.SetupError,
+    429: errors.UpstreamRateLimited,
+    502: errors.UpstreamFailed,
+    503: errors.Overloaded,
+    504: errors.DeadlineExceeded,
+}
+
+
+def _rebuild(response: aiohttp.ClientResponse, body: bytes) -> InferHubError:
+    """The error that the server raised: by its code, else by the status."""
+    status = response.status
+    try:
+        problem = msgspec.json.decode(body, type=_Envelope).error
+    except msgspec.DecodeError:
+        return errors.UpstreamFailed(f"{response.url.origin()} answered {status}, and not as InferHub does.")
+    fallback = errors.RequestError if 400 <= status < 500 else errors.InternalError
+    kind = _BY_CODE.get(problem.code or "") or _BY_STATUS.get(status, fallback)
+    message, request_id = problem.message, response.headers.get("x-request-id")
+    if issubclass(kind, errors.InternalError) and request_id:
+        message += f" (request {request_id[:100]})"
+    wait_s = response.headers.get("retry-after", "")
+    retry_after_s = float(wait_s) if wait_s.isdigit() else None
+    return kind(message, param=problem.param, code=problem.code, retry_after_s=retry_after_s)
+
+
+@contextmanager
+def _translated(url: str) -> Iterator[None]:
+    """aiohttp's exceptions become ours here and nowhere else. Never around code of the caller's."""
+    try:
+        yield
+    except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+        number = error.os_error.errno if isinstance(error, aiohttp.ClientConnectorError) else None
+        reason = os.strerror(number).lower() if number and number > 0 else "no connection in time"
+        if isinstance(error, aiohttp.ClientConnectorDNSError):
+            reason = "the host name is unknown"
+        raise errors.ServerUnreachable(f"No server answers at {url}: {reason}.") from error
+    except TimeoutError as error:
+        raise errors.DeadlineExceeded(f"{url} was silent for too long.") from error
+    except (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError) as error:
+        raise errors.EndpointLost(f"{url} closed the connection before the answer was complete.") from error
+    except aiohttp.ClientError as error:
+        raise errors.UpstreamFailed(f"{url} does not answer as an HTTP server does: {error}.") from error
