@@ -32,6 +32,8 @@ def main() -> None:
         signal.signal(number, signal.SIG_IGN)
     _die_with_parent()
     logging.basicConfig(stream=sys.stderr, level=int(log_level), format="%(levelname)s %(name)s: %(message)s")
+    # The parent says the same about this very model.
+    logging.getLogger("inferhub.worker.host").setLevel(logging.WARNING)
     asyncio.run(_serve(listen))
 
 
