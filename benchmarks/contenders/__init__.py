@@ -1,0 +1,1 @@
+"""The processes that are measured or measured against; each module says how to start one."""
