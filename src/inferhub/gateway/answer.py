@@ -32,7 +32,13 @@ _LINGER_S = 2.0
 
 
 class Connection(Protocol):
-    """What `protocol` adds to a scope as the extension `inferhub.connection`."""
+    """The socket below a request: what `protocol` adds to a scope as the extension `inferhub.connection`.
+
+    ASGI would say the same through `receive`, at the price of a task for every request.
+    """
+
+    on_lost: Callable[[], None] | None
+    """Called once, when the client has hung up."""
 
     @property
     def is_write_paused(self) -> bool:
@@ -51,20 +57,18 @@ class Exchange:
     limits: GatewayLimits
     common_headers: Callable[[], Headers]
     """Request id and timing; computed when the headers leave."""
-    connection: Connection | None = None
-    """The socket below, where the server tells."""
+    connection: Connection
 
     async def write(self, message: dict[str, Any]) -> None:
         """Bounded: a client that stops reading loses the connection, not our memory."""
-        if self.connection is not None and not self.connection.is_write_paused:
+        if not self.connection.is_write_paused:
             # Nearly always: nothing waits, so there is nothing to bound.
             return await self.send(message)
         try:
             async with asyncio.timeout(self.limits.write_timeout_s):
                 return await self.send(message)
         except TimeoutError as error:
-            if self.connection is not None:
-                self.connection.abort()
+            self.connection.abort()
             raise ClientGone from error
 
     async def json(self, status: int, body: bytes, headers: Headers, *, is_last: bool = True) -> None:
@@ -119,7 +123,7 @@ async def _unary(
             usage = chunk.usage
 
     try:
-        async with _CancelOnDisconnect(exchange.receive):
+        async with _CancelOnDisconnect(exchange.connection):
             await handler(call, emit)
         if started is None or usage is None:
             raise InternalError("The pipeline ended without an answer.")
@@ -154,7 +158,7 @@ class _Stream:
         limits = self._exchange.limits
         try:
             self._arm(limits.head_hold_s)
-            async with _CancelOnDisconnect(self._exchange.receive):
+            async with _CancelOnDisconnect(self._exchange.connection):
                 await self._handler(self._call, self._emit)
             if self._usage is None:
                 raise InternalError("The pipeline ended without an answer.")
@@ -244,27 +248,25 @@ def _listed(names: tuple[str, ...]) -> bytes:
 class _CancelOnDisconnect:
     """Cancels the current task when the client hangs up, and turns that into `ClientGone`."""
 
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
         self._is_gone = False
 
     async def __aenter__(self) -> Self:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - coroutines run in tasks
         self._task = task
-        self._watcher = asyncio.create_task(self._watch())
+        self._connection.on_lost = self._cancel
         return self
 
-    async def _watch(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    def _cancel(self) -> None:
         self._is_gone = True
         self._task.cancel()
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watcher.cancel()
+        self._connection.on_lost = None
         if not self._is_gone:
             return
         if kind is not asyncio.CancelledError:

@@ -48,7 +48,7 @@ class Door:
         def common_headers() -> Headers:
             return _common(request_id, begin)
 
-        connection = scope.get("extensions", {}).get("inferhub.connection")
+        connection = scope["extensions"]["inferhub.connection"]
         exchange = Exchange(receive, send, self._limits, common_headers, connection)
         try:
             await self._infer(endpoint, scope, headers, exchange, request_id)

@@ -141,6 +141,8 @@ def explain(error: msgspec.ValidationError, tree: Any) -> Invalid:
     """A decoder's complaint as a sentence: the parameter's path, the offending value, what is allowed."""
     match = _PLACE.match(str(error))
     what, path = (match["what"], match["path"] or "") if match else (str(error), "")
+    # `metadata[...]` is any value of a mapping: what can be named is the mapping.
+    path = path.partition("[...]")[0]
     missing = _MISSING.match(what)
     if missing:
         param = f"{path}.{missing['field']}" if path else missing["field"]
@@ -156,7 +158,7 @@ def explain(error: msgspec.ValidationError, tree: Any) -> Invalid:
 
 
 def _at(tree: Any, path: str) -> Any:
-    """The value at `messages[0].content`; a wildcard step `[...]` ends the walk one level above."""
+    """The value at `messages[0].content`, or the nearest one above it."""
     for step in _STEP.findall(path):
         try:
             tree = tree[int(step)] if isinstance(tree, list) else tree[step]
