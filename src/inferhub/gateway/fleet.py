@@ -93,7 +93,8 @@ class Fleet:
                     loaded += [(h, deployment.name) for h in await self._load(deployment, hosts)]
             except BaseException:
                 for host, name in loaded:
-                    await host.unload(name)
+                    await self._unload(host, name)
+                await self.refresh()
                 raise
             before, self._spec = self._spec, spec
             await self.refresh()
@@ -211,6 +212,9 @@ class Fleet:
                     await asyncio.sleep(self._refresh_s)
         except TimeoutError:
             _log.warning("unloading a model that is still busy", extra={"model": public_name(deployment)})
+        await self._unload(transport, deployment)
+
+    async def _unload(self, transport: Transport, deployment: str) -> None:
         try:
             await transport.unload(deployment)
         except InferHubError as error:
