@@ -46,6 +46,7 @@ SETTINGS: dict[str, object] = {
     "max_body_bytes": 2**20,
     "head_hold_s": 0.2,
     "ping_interval_s": 0.3,
+    "worker_refresh_s": 0.1,
     "drain_grace_s": 5,
     "cors_origins": "https://console.example",
 }
