@@ -16,7 +16,6 @@ from inferhub import __version__
 def health_router(readiness: Callable[[], Mapping[str, object]]) -> APIRouter:
     router = APIRouter(tags=["health"])
 
-    @router.api_route("/livez", methods=["GET", "HEAD"], summary="Is the process alive?")
     async def livez() -> Mapping[str, str]:
         return {"status": "ok"}
 
@@ -26,11 +25,16 @@ def health_router(readiness: Callable[[], Mapping[str, object]]) -> APIRouter:
         body = state if verbose is not None else {"ready": state["ready"]}
         return JSONResponse(body, 200 if state["ready"] else 503)
 
-    router.add_api_route("/readyz", readyz, methods=["GET", "HEAD"], summary="Can it serve?")
-    router.add_api_route("/healthz", readyz, methods=["GET", "HEAD"], summary="The same as /readyz")
-
-    @router.get("/version", summary="Which InferHub is this?")
     async def version() -> Mapping[str, str]:
         return {"version": __version__}
 
+    def answer(path: str, endpoint: Callable[..., object], summary: str) -> None:
+        router.add_api_route(path, endpoint, methods=["GET"], summary=summary)
+        # Some probes only send HEAD; in the API document it would be a second operation of one name.
+        router.add_api_route(path, endpoint, methods=["HEAD"], include_in_schema=False)
+
+    answer("/livez", livez, "Is the process alive?")
+    answer("/readyz", readyz, "Can it serve?")
+    answer("/healthz", readyz, "The same as /readyz")
+    answer("/version", version, "Which InferHub is this?")
     return router
