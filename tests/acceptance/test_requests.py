@@ -238,7 +238,6 @@ async def test_contract_036_missing_parameters(talk: Talk) -> None:
         b'{"model": "echo", "messages": [], "messages": []}',
         b'\xef\xbb\xbf{"model": "echo"}',
         b'{"model": "echo", "n": ' + b"9" * 5000 + b"}",
-        b'{"model": "echo", "n": 1e400}',
         b'{"a": ' * 65 + b"1" + b"}" * 65,
         b"[" * 100_000,
         b'{"model": "echo", "messages": ' + b"[" * 64 + b"]" * 64 + b"}",
@@ -246,7 +245,9 @@ async def test_contract_036_missing_parameters(talk: Talk) -> None:
 )
 async def test_contract_037_malformed_bodies(talk: Talk, path: str, body: bytes) -> None:
     begin = time.monotonic()
-    refused(await talk.post(path, body))
+    error = refused(await talk.post(path, body))
+    # Refused for its form, not for what it happens to lack.
+    assert error["code"] in ("invalid_json", "duplicate_name", "too_deep"), error
     assert time.monotonic() - begin < 5
 
 
@@ -255,6 +256,7 @@ async def test_contract_037_the_place_of_a_mistake_is_told(talk: Talk) -> None:
     assert "NaN" in refused(await talk.post(CHAT, b'{"temperature": NaN}'))["message"]
     assert refused(await talk.post(CHAT, b'{"model": "a", "model": "b"}'))["code"] == "duplicate_name"
     assert refused(await talk.post(CHAT, b"[" * 1000))["code"] == "too_deep"
+    assert refused(await talk.post(CHAT, b'{"model": "echo", "messages": [], "n": 1e400}'), "n")
 
 
 async def test_contract_037_depth_is_counted_outside_of_texts(talk: Talk) -> None:

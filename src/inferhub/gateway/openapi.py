@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-import swagger_ui_bundle
 from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.openapi.utils import get_openapi
@@ -38,16 +37,17 @@ class ErrorBody(msgspec.Struct):
 
 
 def add_docs(app: FastAPI) -> None:
-    app.mount(_ASSETS, StaticFiles(directory=swagger_ui_bundle.swagger_ui_path), name="docs-assets")
+    app.mount(_ASSETS, StaticFiles(packages=[("fastapi_offline", "static")]), name="docs-assets")
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
             title="InferHub API",
-            swagger_js_url=f"{_ASSETS}/swagger-ui-bundle.js",
-            swagger_css_url=f"{_ASSETS}/swagger-ui.css",
-            swagger_favicon_url=f"{_ASSETS}/favicon-32x32.png",
+            # The version keeps browsers from showing a new document with an old script.
+            swagger_js_url=f"{_ASSETS}/swagger-ui-bundle.js?{__version__}",
+            swagger_css_url=f"{_ASSETS}/swagger-ui.css?{__version__}",
+            swagger_favicon_url=f"{_ASSETS}/favicon.png",
         )
 
     document: dict[str, Any] = {}
@@ -70,8 +70,15 @@ def _document(app: FastAPI) -> Mapping[str, Any]:
     schemas.update(components)
     base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     base["security"] = [{"key": []}]
-    for modality in modalities().values():
-        base["paths"][modality.path] = {"post": _operation(modality)}
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    for operation in (operation for path in base["paths"].values() for operation in path.values()):
+        # Bad parameters are 400 in our own form, and health needs no key.
+        operation["responses"].pop("422", None)
+        if "health" in operation["tags"]:
+            operation["security"] = []
+    hot = {modality.path: {"post": _operation(modality)} for modality in modalities().values()}
+    base["paths"] = {**hot, **base["paths"]}
     return base
 
 
