@@ -11,7 +11,7 @@ from msgspec import Meta
 from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
 from inferhub.modalities.base import Envelope, Modality
-from inferhub.modalities.tokens import StreamOptions, TextOrTokens, TokenUsage, split, token_usage
+from inferhub.modalities.tokens import ChunkFrame, StreamOptions, TextOrTokens, TokenUsage, split, token_usage
 
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
@@ -108,25 +108,15 @@ _encode = msgspec.json.Encoder().encode
 
 class _Writer:
     def __init__(self, request: CompletionRequest, envelope: Envelope) -> None:
-        head = {
-            "id": envelope.id,
-            "object": "text_completion",
-            "created": envelope.created,
-            "model": envelope.model,
-        }
-        self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
-        self._wants_usage = bool(request.stream_options and request.stream_options.include_usage)
-        self._tail = b'],"usage":null}\n\n' if self._wants_usage else b"]}\n\n"
+        self._frame = ChunkFrame("text_completion", envelope, request.stream_options)
 
     def delta(self, payload: CompletionDelta) -> bytes:
-        choice = CompletionChoice(payload.index, payload.text, payload.logprobs, payload.finish_reason)
-        return self._head + _encode(choice) + self._tail
+        return self._frame.event(
+            CompletionChoice(payload.index, payload.text, payload.logprobs, payload.finish_reason)
+        )
 
     def end(self, usage: Usage) -> bytes:
-        events = b""
-        if self._wants_usage:
-            events = self._head + b'],"usage":' + _encode(token_usage(usage)) + b"}\n\n"
-        return events + b"data: [DONE]\n\n"
+        return self._frame.end(usage)
 
 
 def _fold(

@@ -1,4 +1,4 @@
-"""What the text modalities share, as OpenAI writes it: `usage`, and inputs as text or token ids."""
+"""What the text modalities share, as OpenAI writes it: usage, event streams, texts or token ids as input."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import msgspec
 
 from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
+from inferhub.modalities.base import Envelope
 
 TextOrTokens = str | list[str | int | list[int]]
 """One text, many texts, one list of token ids, or many. The decoder cannot say "all alike"; `split` does."""
@@ -63,3 +64,26 @@ def token_usage(usage: Usage) -> TokenUsage:
         prompt_tokens_details=PromptDetails(cached_tokens=usage.cached_tokens),
         completion_tokens_details=CompletionDetails(reasoning_tokens=usage.reasoning_tokens),
     )
+
+
+class ChunkFrame:
+    """What every event of one stream repeats, encoded once; choices are put inside."""
+
+    def __init__(self, kind: str, envelope: Envelope, options: StreamOptions | None) -> None:
+        head = {"id": envelope.id, "object": kind, "created": envelope.created, "model": envelope.model}
+        self._head = b"data: " + msgspec.json.encode(head)[:-1] + b',"choices":['
+        self._wants_usage = bool(options and options.include_usage)
+        self._tail = b'],"usage":null}\n\n' if self._wants_usage else b"]}\n\n"
+
+    def event(self, choice: msgspec.Struct) -> bytes:
+        return self._head + _encode(choice) + self._tail
+
+    def end(self, usage: Usage) -> bytes:
+        """Usage where the client asked for it, then the mark of a clean end."""
+        events = b""
+        if self._wants_usage:
+            events = self._head + b'],"usage":' + _encode(token_usage(usage)) + b"}\n\n"
+        return events + b"data: [DONE]\n\n"
+
+
+_encode = msgspec.json.Encoder().encode

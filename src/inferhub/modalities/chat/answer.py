@@ -11,7 +11,7 @@ from inferhub.core.usage import Usage
 from inferhub.modalities.base import Envelope
 from inferhub.modalities.chat.deltas import ChatDelta, TokenLogprob, ToolCallDelta
 from inferhub.modalities.chat.request import ChatRequest, FunctionCall, ToolCall
-from inferhub.modalities.tokens import TokenUsage, token_usage
+from inferhub.modalities.tokens import ChunkFrame, TokenUsage, token_usage
 
 
 class Logprobs(msgspec.Struct):
@@ -68,22 +68,16 @@ class ChatWriter:
     """Writes `chat.completion.chunk` events: the role first, one finish per choice, usage when asked."""
 
     def __init__(self, request: ChatRequest, envelope: Envelope) -> None:
-        head = {
-            "id": envelope.id,
-            "object": "chat.completion.chunk",
-            "created": envelope.created,
-            "model": envelope.model,
-        }
-        self._head = b"data: " + _encode(head)[:-1] + b',"choices":['
-        self._wants_usage = bool(request.stream_options and request.stream_options.include_usage)
-        self._tail = b'],"usage":null}\n\n' if self._wants_usage else b"]}\n\n"
+        self._frame = ChunkFrame("chat.completion.chunk", envelope, request.stream_options)
         self._introduced: set[int] = set()
 
     def delta(self, payload: ChatDelta) -> bytes:
         events = b""
         if payload.index not in self._introduced:
             self._introduced.add(payload.index)
-            events = self._event(_StreamChoice(payload.index, _StreamDelta(role="assistant", content="")))
+            events = self._frame.event(
+                _StreamChoice(payload.index, _StreamDelta(role="assistant", content=""))
+            )
         said = _StreamDelta(
             content=payload.content or None,
             reasoning_content=payload.reasoning_content,
@@ -92,21 +86,15 @@ class ChatWriter:
         )
         if said != _SILENT or payload.logprobs:
             logprobs = Logprobs(payload.logprobs) if payload.logprobs else None
-            events += self._event(_StreamChoice(payload.index, said, logprobs))
+            events += self._frame.event(_StreamChoice(payload.index, said, logprobs))
         if payload.finish_reason:
-            events += self._event(
+            events += self._frame.event(
                 _StreamChoice(payload.index, _StreamDelta(), finish_reason=payload.finish_reason)
             )
         return events
 
     def end(self, usage: Usage) -> bytes:
-        events = b""
-        if self._wants_usage:
-            events = self._head + b'],"usage":' + _encode(token_usage(usage)) + b"}\n\n"
-        return events + b"data: [DONE]\n\n"
-
-    def _event(self, choice: _StreamChoice) -> bytes:
-        return self._head + _encode(choice) + self._tail
+        return self._frame.end(usage)
 
 
 _SILENT = _StreamDelta()
