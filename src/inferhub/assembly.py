@@ -20,23 +20,22 @@ import uvloop
 
 from inferhub.backends import backend_class
 from inferhub.backends.base import check_options
-from inferhub.core.errors import Conflict, InferHubError, SetupError
+from inferhub.core.errors import SetupError
 from inferhub.core.models import ModelSpec
 from inferhub.core.tenancy import Role
-from inferhub.gateway.admin.spec import AppliedSpec, SpecDesk
 from inferhub.gateway.app import GatewayParts, build_app
+from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
-from inferhub.gateway.identity import Identity
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.server import HttpServer
 from inferhub.modalities import modalities
 from inferhub.pipeline import PipelineLimits, build_pipeline
 from inferhub.registry.weights import Weights
 from inferhub.settings import Loaded, Settings
-from inferhub.settings.spec import DEFAULT_SPEC_TEXT, Spec, load_spec
+from inferhub.settings.spec import load_spec
 from inferhub.stores import open_catalog as open_catalog_url
 from inferhub.stores.catalog.base import Catalog
-from inferhub.stores.catalog.keys import KeyRing, issue
+from inferhub.stores.catalog.keys import issue
 from inferhub.stores.catalog.pepper import load_pepper
 from inferhub.telemetry.loop_lag import watch_loop_lag
 from inferhub.telemetry.metrics import Metrics
@@ -170,18 +169,23 @@ async def _serve_http(
         drain_grace_s=settings.drain_grace_s,
     )
     stack.push_async_callback(fleet.close)
-    platform = _Platform(loaded, catalog, fleet, pepper)
-    await platform.start(spec_text, on_progress)
+    desired = Desired(
+        catalog,
+        fleet,
+        pepper=pepper,
+        parse=lambda text: load_spec(text, env=loaded.environment, check_model=check_model),
+        refresh_s=settings.key_refresh_s,
+    )
+    await desired.start(spec_text, on_progress)
     # Not earlier: a start that fails on the way would take the key, which nobody saw, with it.
     admin_key = await _first_admin_key(catalog, pepper)
-    await platform.refresh()
+    await desired.refresh()
     metrics = Metrics()
     app = build_app(
         GatewayParts(
             pipeline=build_pipeline(fleet.directory, metrics, _pipeline_limits(settings)),
             fleet=fleet,
-            identity=platform.identity,
-            desk=SpecDesk(platform.current_spec, platform.apply),
+            desired=desired,
             metrics=metrics,
             limits=_gateway_limits(settings),
             cors_origins=settings.cors_origins,
@@ -189,7 +193,7 @@ async def _serve_http(
     )
     ops = _ops(stack, settings, metrics, fleet.readiness)
     async with asyncio.TaskGroup() as group:
-        endless = (fleet.run(), platform.run(), watch_loop_lag(metrics, settings.loop_lag_warn_s))
+        endless = (fleet.run(), desired.run(), watch_loop_lag(metrics, settings.loop_lag_warn_s))
         background = [group.create_task(service) for service in endless]
         serving = group.create_task(
             http.serve(
@@ -209,72 +213,6 @@ async def _serve_http(
         await serving
         for task in background:
             task.cancel()
-
-
-class _Platform:
-    """Keeps keys and spec of a running gateway equal to the catalog, whoever changed it."""
-
-    def __init__(self, loaded: Loaded, catalog: Catalog, fleet: Fleet, pepper: bytes) -> None:
-        self._loaded = loaded
-        self._catalog = catalog
-        self._fleet = fleet
-        self._pepper = pepper
-        self._spec = AppliedSpec(DEFAULT_SPEC_TEXT, 0)
-        self._revision = -1
-        self.identity = Identity(KeyRing((), pepper))
-
-    async def start(self, spec_text: str | None, on_progress: Progress) -> None:
-        """An explicit text wins over the catalog's, and the catalog's over the built-in one."""
-        stored = await self._catalog.spec()
-        if spec_text is not None:
-            self._spec = AppliedSpec(spec_text, stored.revision if stored else 0)
-        elif stored is not None:
-            self._spec = AppliedSpec(stored.text, stored.revision)
-        await self._fleet.apply(self._parse(self._spec.text), on_progress)
-        await self.refresh()
-
-    async def current_spec(self) -> AppliedSpec:
-        return self._spec
-
-    async def apply(self, text: str, expected_revision: int | None) -> AppliedSpec:
-        """Check, load and swap; only what really runs is stored."""
-        if expected_revision is not None and expected_revision != self._spec.revision:
-            raise Conflict(
-                f"The spec is at revision {self._spec.revision}, not {expected_revision}; read it again.",
-                param="If-Match",
-            )
-        before = self._fleet.spec
-        await self._fleet.apply(self._parse(text))
-        try:
-            stored = await self._catalog.replace_spec(text, self._spec.revision)
-        except InferHubError:
-            await self._fleet.apply(before)
-            raise
-        self._spec = AppliedSpec(stored.text, stored.revision)
-        return self._spec
-
-    async def run(self) -> None:
-        while True:
-            await asyncio.sleep(self._loaded.settings.key_refresh_s)
-            try:
-                await self.refresh()
-            except InferHubError as error:
-                # The snapshot goes on serving; the catalog may come back.
-                _log.warning("catalog cannot be read: %s", error.message)
-
-    async def refresh(self) -> None:
-        revision = await self._catalog.revision()
-        if revision == self._revision:
-            return
-        self.identity.refresh(KeyRing(await self._catalog.keys(), self._pepper))
-        stored = await self._catalog.spec()
-        if self._revision >= 0 and stored is not None and stored.revision > self._spec.revision:
-            await self._fleet.apply(self._parse(stored.text))
-            self._spec = AppliedSpec(stored.text, stored.revision)
-        self._revision = revision
-
-    def _parse(self, text: str) -> Spec:
-        return load_spec(text, env=self._loaded.environment, check_model=check_model)
 
 
 def _settle_memory() -> None:

@@ -1,4 +1,4 @@
-"""Contract items 43 to 47 and 49: tool calls, structured answers and reasoning."""
+"""Contract items 43 and 45 to 47: tool calls and structured answers."""
 
 from __future__ import annotations
 
@@ -251,8 +251,8 @@ async def test_contract_047_not_offered_is_told(talk: Talk) -> None:
     )
 
 
-async def test_contract_048_function_messages_survive_a_stream_error(talk: Talk) -> None:
-    """A tool call that breaks off is an error, not a call with half its arguments."""
+async def test_contract_016_a_tool_call_that_breaks_off_is_an_error(talk: Talk) -> None:
+    """Not a call with half its arguments."""
     body = chat_body(
         "remote", stream=True, tools=[WEATHER], user="script:tools=1,fail_at=3,gap_ms=150,mode=rst"
     )

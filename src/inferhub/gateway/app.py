@@ -19,12 +19,12 @@ from starlette.types import ASGIApp
 from inferhub import __version__
 from inferhub.core.call import Handler
 from inferhub.core.errors import InferHubError, InternalError, Invalid, MethodNotAllowed, NotFound, TooLarge
-from inferhub.gateway.admin.spec import SpecDesk, spec_router
+from inferhub.gateway.admin.spec import spec_router
 from inferhub.gateway.admin.workers import workers_router
+from inferhub.gateway.desired import Desired
 from inferhub.gateway.door import Door
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.health import health_router
-from inferhub.gateway.identity import Identity
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.models import models_router
 from inferhub.gateway.openapi import add_docs
@@ -40,8 +40,7 @@ _log = logging.getLogger(__name__)
 class GatewayParts:
     pipeline: Handler
     fleet: Fleet
-    identity: Identity
-    desk: SpecDesk
+    desired: Desired
     metrics: Metrics
     limits: GatewayLimits
     cors_origins: Sequence[str] = ()
@@ -51,7 +50,7 @@ def build_app(parts: GatewayParts) -> ASGIApp:
     """The whole HTTP surface as one ASGI application."""
     hot: dict[str, InferenceEndpoint] = {}
     for modality in modalities().values():
-        endpoint = InferenceEndpoint(modality, parts.pipeline, parts.identity)
+        endpoint = InferenceEndpoint(modality, parts.pipeline, parts.desired.identity)
         # With and without the trailing slash, and for a base URL that forgot `/v1`.
         for path in (modality.path, modality.path.removeprefix("/v1")):
             hot[path] = hot[f"{path}/"] = endpoint
@@ -67,10 +66,10 @@ def _cold_app(parts: GatewayParts) -> FastAPI:
     app = FastAPI(
         title="InferHub", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
     )
-    app.state.identity = parts.identity
+    app.state.identity = parts.desired.identity
     app.include_router(health_router(parts.fleet.readiness))
     app.include_router(models_router(parts.fleet.directory))
-    app.include_router(spec_router(parts.desk))
+    app.include_router(spec_router(parts.desired))
     app.include_router(workers_router(parts.fleet.workers))
     add_docs(app)
     app.add_exception_handler(InferHubError, _answer_error)

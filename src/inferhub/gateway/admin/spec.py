@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Protocol
 
 from fastapi import APIRouter, Depends, Header, Request, Response
 
 from inferhub.core.errors import Invalid, TooLarge
 from inferhub.gateway.dependencies import admin_caller
+from inferhub.gateway.desired import AppliedSpec
 
 _MAX_SPEC_BYTES = 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
-class AppliedSpec:
-    """A spec as the catalog holds it: the operator's own text, references unexpanded."""
+class SpecDesk(Protocol):
+    """What this router needs; `Desired` is it."""
 
-    text: str
-    revision: int
+    @property
+    def spec(self) -> AppliedSpec: ...
 
-
-@dataclass(frozen=True, slots=True)
-class SpecDesk:
-    """What this router needs from the assembly."""
-
-    current: Callable[[], Awaitable[AppliedSpec]]
-    apply: Callable[[str, int | None], Awaitable[AppliedSpec]]
-    """(text, expected revision) → what is now in force. Raises `SetupError`, `Invalid` or `Conflict`."""
+    async def apply(self, text: str, expected_revision: int | None) -> AppliedSpec: ...
 
 
 def spec_router(desk: SpecDesk) -> APIRouter:
@@ -36,7 +27,7 @@ def spec_router(desk: SpecDesk) -> APIRouter:
 
     @router.get("/spec", summary="The spec in force", response_class=Response)
     async def get_spec() -> Response:
-        return _as_yaml(await desk.current())
+        return _as_yaml(desk.spec)
 
     @router.put("/spec", summary="Apply a hub.yaml", response_class=Response)
     async def put_spec(request: Request, if_match: Annotated[str | None, Header()] = None) -> Response:
