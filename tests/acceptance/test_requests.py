@@ -67,6 +67,7 @@ async def test_contract_032_unknown_parameters_reach_an_upstream_as_they_are(
     _, body = await asked_upstream(talk, upstream, top_k=40, guided={"a": [1, None]})
     assert body["top_k"] == 40
     assert body["guided"] == {"a": [1, None]}
+    assert (await talk.chat("remote", top_k=40)).head["x-inferhub-ignored-params"] is None
 
 
 @pytest.mark.parametrize("name", ["api_base", "base_url", "api_key", "extra_headers"])

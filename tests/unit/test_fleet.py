@@ -87,6 +87,20 @@ async def test_a_changed_model_is_swapped_while_the_old_one_finishes() -> None:
     await fleet.close()
 
 
+async def test_a_busy_model_that_is_wanted_again_is_not_interrupted() -> None:
+    worker = new_worker("w")
+    fleet = new_fleet(LocalTransport(worker))
+    await fleet.apply(spec(SLOW))
+    running = asyncio.create_task(ask(fleet, "echo"))
+    while not (await worker.status()).models[0].running:
+        await asyncio.sleep(0)
+    await fleet.apply(spec())
+    await fleet.apply(spec(SLOW))
+    assert len((await running).chunks) == 5
+    assert len((await ask(fleet, "echo")).chunks) == 5
+    await fleet.close()
+
+
 class Flapping:
     """A worker behind a cable that can be pulled."""
 
@@ -103,6 +117,8 @@ class Flapping:
         return await self.worker.load(spec)
 
     async def unload(self, name: str) -> None:
+        # As over a network: the worker acts on it later.
+        await asyncio.sleep(0.05)
         await self.worker.unload(name)
 
     async def infer(self, call: Call, emit: Emit) -> None:
@@ -135,4 +151,19 @@ async def test_a_worker_that_comes_late_is_given_its_models() -> None:
             await asyncio.sleep(0.01)
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
+    await fleet.close()
+
+
+async def test_a_model_that_is_wanted_again_while_it_is_unloaded_comes_back() -> None:
+    cable = Flapping()
+    cable.is_there = True
+    fleet = new_fleet(cable)
+    more = ModelSpec("more", "echo")
+    await fleet.apply(spec(ECHO, more))
+    await fleet.apply(spec(ECHO))
+    await fleet.apply(spec(ECHO, more))
+    # Longer than an unload takes: one that was still under way would have had its effect.
+    await asyncio.sleep(0.1)
+    await fleet.refresh()
+    assert fleet.readiness()["ready"] is True
     await fleet.close()

@@ -156,7 +156,8 @@ class OpenAICompatible(Backend):
         )
         self.device = "remote"
         self.capabilities = tuple(
-            Capability(name, frozenset(modalities()[name].features) - _NOT_OFFERED)
+            # `extra_params`: what we do not know is passed on, so nobody may tell the client it was ignored.
+            Capability(name, frozenset({*modalities()[name].features, "extra_params"}) - _NOT_OFFERED)
             for name in dict.fromkeys(options.modalities)
         )
 

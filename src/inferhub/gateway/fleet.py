@@ -6,10 +6,11 @@ Used by `app` (apply, readiness) and run by assembly. Workers are only known as 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -39,6 +40,15 @@ def public_name(deployment: str) -> str:
     return deployment.partition("#")[0]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Retirement:
+    """A deployment on its way out."""
+
+    transport: Transport
+    deployment: str
+    recalled: asyncio.Event = field(default_factory=asyncio.Event)
+
+
 class Fleet:
     """The workers of one gateway. `engines` run models, `providers` reach remote ones."""
 
@@ -60,7 +70,7 @@ class Fleet:
         self._status: dict[str, WorkerStatus | None] = dict.fromkeys([*engines, *providers])
         self._directory = Directory()
         self._applying = asyncio.Lock()
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], _Retirement] = {}
         self._retry_at: dict[tuple[str, str], float] = {}
         self.is_draining = False
 
@@ -87,6 +97,7 @@ class Fleet:
         async with self._applying:
             wanted = [(deployment_of(model), self._hosts(model)) for model in spec.models]
             loaded: list[tuple[Transport, str]] = []
+            await self._recall({deployment.name for deployment, _ in wanted})
             try:
                 for deployment, hosts in wanted:
                     on_progress(public_name(deployment.name))
@@ -200,19 +211,31 @@ class Fleet:
             if deployment in kept:
                 continue
             for transport in self._hosts(model).values():
-                task = asyncio.create_task(self._unload_when_idle(transport, deployment))
-                self._retiring.add(task)
-                task.add_done_callback(self._retiring.discard)
+                retirement = _Retirement(transport, deployment)
+                task = asyncio.create_task(self._unload_when_idle(retirement))
+                self._retiring[task] = retirement
+                task.add_done_callback(self._retiring.pop)
 
-    async def _unload_when_idle(self, transport: Transport, deployment: str) -> None:
+    async def _recall(self, deployments: set[str]) -> None:
+        """What is wanted again is not unloaded after all, or is unloaded before it is loaded again."""
+        tasks = [task for task, retirement in self._retiring.items() if retirement.deployment in deployments]
+        for task in tasks:
+            self._retiring[task].recalled.set()
+        await asyncio.gather(*tasks)
+
+    async def _unload_when_idle(self, retirement: _Retirement) -> None:
         """Calls that began on the old deployment may finish on it, within the grace period."""
         try:
             async with asyncio.timeout(self._drain_grace_s):
-                while await self._is_busy(transport, deployment):  # noqa: ASYNC110 - state of another process
-                    await asyncio.sleep(self._refresh_s)
+                while await self._is_busy(retirement.transport, retirement.deployment):
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(retirement.recalled.wait(), self._refresh_s)
+                    if retirement.recalled.is_set():
+                        return
         except TimeoutError:
-            _log.warning("unloading a model that is still busy", extra={"model": public_name(deployment)})
-        await self._unload(transport, deployment)
+            model = public_name(retirement.deployment)
+            _log.warning("unloading a model that is still busy", extra={"model": model})
+        await self._unload(retirement.transport, retirement.deployment)
 
     async def _unload(self, transport: Transport, deployment: str) -> None:
         try:
