@@ -12,7 +12,6 @@ BOOTSTRAPPED := $(VENV)/.bootstrapped
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
 
-GENERATED := src/inferhub/transport/_pb
 CODE := src tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
