@@ -58,10 +58,12 @@ proto: $(DEV)  ## write the gRPC code again
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-header --no-annotate $(if $(UPGRADE),--upgrade)
 
+EXTRAS = --extra local --extra postgres --extra redis --extra clickhouse --extra kafka
+
 lock: $(BOOTSTRAPPED)  ## pin dependencies again after pyproject.toml changed (UPGRADE=1: newest)
 	$(COMPILE) locks/bootstrap.in -o locks/bootstrap.lock
-	$(COMPILE) pyproject.toml --extra local --group dev -o locks/dev.lock
-	$(COMPILE) pyproject.toml --extra local --constraint locks/dev.lock -o locks/runtime.lock
+	$(COMPILE) pyproject.toml $(EXTRAS) --group dev -o locks/dev.lock
+	$(COMPILE) pyproject.toml $(EXTRAS) --constraint locks/dev.lock -o locks/runtime.lock
 
 env: $(RUNTIME)  ## only make the environment that `serve` needs
 env-dev: $(DEV)  ## only make the environment that `test` and `check` need
