@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
+from typing import Any, Literal
 
+from inferhub.core.quota import Reading, Reservation
 from inferhub.core.tenancy import Principal
 from inferhub.core.usage import Usage
 
@@ -25,6 +27,10 @@ class Started:
     attempt: int = 1
     ignored_params: tuple[str, ...] = ()
     """Top-level parameters of the client that nobody here knows and that were not passed on."""
+    cache: Literal["", "hit", "miss"] = ""
+    """Whether the answer cache was asked, and had it."""
+    readings: tuple[Reading, ...] = ()
+    """How full the caller's limits are; the admit ring fills it in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +45,8 @@ class Finished:
     """The clean end. Without it an answer is broken, however much of it arrived."""
 
     usage: Usage
+    cost_usd: Decimal | None = None
+    """What the call is billed; the meter ring fills it in. None for a model without a price."""
 
 
 Chunk = Started | Delta | Finished
@@ -77,3 +85,8 @@ class Call:
     attempt: int = 1
     avoid: frozenset[str] = frozenset()
     """Endpoints that already failed this call."""
+    reservation: Reservation | None = None
+    """What admission reserved of the caller's limits."""
+    cache: Literal["auto", "on", "off", "semantic"] = "auto"
+    """The client's wish: `on` also answers from the cache what is not deterministic, `semantic` also what
+    was asked in other words."""

@@ -12,7 +12,11 @@ InferHubError
 │   ├── MethodNotAllowed
 │   ├── Conflict
 │   ├── TooLarge
-│   └── UnsupportedMedia
+│   ├── UnsupportedMedia
+│   ├── EgressRefused
+│   └── LimitReached
+│       ├── RateLimited
+│       └── QuotaExceeded
 ├── ServingError
 │   ├── NoEndpoint
 │   ├── Overloaded
@@ -23,6 +27,8 @@ InferHubError
 │   │   └── UpstreamExhausted
 │   ├── DeadlineExceeded
 │   ├── BackendRefused
+│   ├── StoreFailed
+│   ├── LedgerFull
 │   └── Draining
 ├── SetupError
 │   ├── WeightsCorrupt
@@ -37,6 +43,8 @@ from __future__ import annotations
 
 import inspect
 from typing import ClassVar
+
+from inferhub.core.quota import Reading
 
 
 class InferHubError(Exception):
@@ -65,6 +73,8 @@ class InferHubError(Exception):
         """Where it happened; the pipeline fills it in."""
         self.attempts = 1
         """How often the pipeline tried."""
+        self.readings: tuple[Reading, ...] = ()
+        """How full the caller's limits are, where admission looked at them."""
         super().__init__(self.message)
 
 
@@ -151,6 +161,33 @@ class UnsupportedMedia(RequestError):
     http = 415
 
 
+class EgressRefused(RequestError):
+    """A URL that InferHub does not fetch, or that leads to what it does not accept; the message says why."""
+
+    code = "url_not_allowed"
+
+
+class LimitReached(RequestError):
+    """A limit of the caller has no room for this request; the message names the limit."""
+
+    code = "limit_reached"
+    type = "rate_limit_error"
+    http = 429
+
+
+class RateLimited(LimitReached):
+    """Too many requests, tokens or calls at once for now; waiting helps."""
+
+    code = "rate_limit_exceeded"
+
+
+class QuotaExceeded(LimitReached):
+    """A budget is used up, or the request alone is larger than a limit; waiting a moment does not help."""
+
+    code = "insufficient_quota"
+    type = "insufficient_quota"
+
+
 class ServingError(InferHubError):
     """The request is fine; serving it failed."""
 
@@ -226,6 +263,21 @@ class BackendRefused(ServingError):
     code = "backend_refused"
     type = "invalid_request_error"
     http = 400
+    retryable = False
+
+
+class StoreFailed(ServingError):
+    """A database behind InferHub does not answer, or answers with an error."""
+
+    code = "store_failed"
+    http = 503
+
+
+class LedgerFull(ServingError):
+    """Usage cannot be written down, so nothing that costs money is begun; the log names the disk."""
+
+    code = "ledger_full"
+    http = 503
     retryable = False
 
 
