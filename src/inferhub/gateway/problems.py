@@ -7,9 +7,10 @@ import re
 
 import msgspec
 
-from inferhub.core.errors import InferHubError, ServingError, Unauthenticated
+from inferhub.core.errors import Conflict, InferHubError, QuotaExceeded, ServingError, Unauthenticated
+from inferhub.gateway.ratelimit import Headers, ratelimit_headers
 
-Headers = list[tuple[bytes, bytes]]
+__all__ = ["Headers", "envelope", "error_headers"]
 
 _MAX_MESSAGE_CHARS = 2000
 # Control characters forge log lines; addresses of objects help an attacker.
@@ -34,7 +35,14 @@ def error_headers(error: InferHubError) -> Headers:
         headers.append((b"x-inferhub-attempts", str(error.attempts).encode()))
         if error.endpoint:
             headers.append((b"x-inferhub-upstream", error.endpoint.encode("latin-1", "replace")))
-        if not error.retryable:
-            # Official clients retry 409, 429 and 5xx by themselves; here that would only cost twice.
-            headers.append((b"x-should-retry", b"false"))
+    if _is_final(error):
+        # Official clients retry 409, 429 and 5xx by themselves; here that would only cost twice.
+        headers.append((b"x-should-retry", b"false"))
+    headers += ratelimit_headers(error.readings)
     return headers
+
+
+def _is_final(error: InferHubError) -> bool:
+    if isinstance(error, ServingError):
+        return not error.retryable
+    return isinstance(error, Conflict | QuotaExceeded)

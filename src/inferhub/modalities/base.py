@@ -49,6 +49,9 @@ class Modality:
     """Raises `Invalid` for what types alone cannot say."""
     requires: Callable[[Any], Mapping[str, str]]
     """Feature needed → the parameter that asks for it."""
+    estimate: Callable[[Any, int], Usage]
+    """(request, bytes of its body) → what the call will use at most, cheaply. More than zero for every unit
+    that it may use: limits reserve this before the call, and settle what was really used after it."""
     fold: Callable[[Any, Envelope, Sequence[Any], Usage], bytes]
     """(request, envelope, deltas, usage) → the whole answer as JSON."""
     writer: Callable[[Any, Envelope], StreamWriter] | None

@@ -11,7 +11,16 @@ from msgspec import Meta
 from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
 from inferhub.modalities.base import Envelope, Modality
-from inferhub.modalities.tokens import ChunkFrame, StreamOptions, TextOrTokens, TokenUsage, split, token_usage
+from inferhub.modalities.tokens import (
+    DEFAULT_OUTPUT_TOKENS,
+    ChunkFrame,
+    StreamOptions,
+    TextOrTokens,
+    TokenUsage,
+    input_tokens,
+    split,
+    token_usage,
+)
 
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
@@ -103,6 +112,13 @@ def _requires(request: CompletionRequest) -> Mapping[str, str]:
     return {feature: param.get(feature, feature) for feature, is_asked in asked.items() if is_asked}
 
 
+def _estimate(request: CompletionRequest, _body_bytes: int) -> Usage:
+    choices = max(request.n or 1, request.best_of or 1) * len(prompts(request))
+    each = DEFAULT_OUTPUT_TOKENS if request.max_tokens is None else request.max_tokens
+    prompt = input_tokens(request.prompt) + (input_tokens(request.suffix) if request.suffix else 0)
+    return Usage(prompt, choices * each, source="estimated")
+
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -159,6 +175,7 @@ MODALITY = Modality(
     response=CompletionResponse,
     check=_check,
     requires=_requires,
+    estimate=_estimate,
     fold=_fold,
     writer=_Writer,
     features=(

@@ -14,7 +14,7 @@ from msgspec import Meta
 from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
 from inferhub.modalities.base import Envelope, Modality
-from inferhub.modalities.tokens import TextOrTokens, split
+from inferhub.modalities.tokens import TextOrTokens, input_tokens, split
 
 MAX_INPUTS = 2048
 
@@ -81,6 +81,10 @@ def _requires(request: EmbeddingRequest) -> Mapping[str, str]:
     return {feature: param.get(feature, feature) for feature, is_asked in asked.items() if is_asked}
 
 
+def _estimate(request: EmbeddingRequest, _body_bytes: int) -> Usage:
+    return Usage(input_tokens(request.input), source="estimated")
+
+
 def to_floats(vector: bytes) -> list[float]:
     floats = array("f", vector)
     if sys.byteorder == "big":
@@ -118,6 +122,7 @@ MODALITY = Modality(
     response=EmbeddingResponse,
     check=_check,
     requires=_requires,
+    estimate=_estimate,
     fold=_fold,
     writer=None,
     features=("token_inputs", "dimensions"),

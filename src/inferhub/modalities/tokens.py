@@ -28,6 +28,35 @@ def split(given: TextOrTokens, param: str) -> list[str | list[int]]:
     return list(given)  # type: ignore[arg-type]
 
 
+DEFAULT_OUTPUT_TOKENS = 1024
+"""What a choice is taken to be as long as, where the client sets no limit."""
+
+_BYTES_PER_TOKEN = 3
+# Beginning and end of a text, and what a template puts around it.
+_FRAME_TOKENS = 4
+
+
+def text_tokens(text: str) -> int:
+    """More than nearly every tokenizer makes of it: a token has 4 bytes in English, 3 in code and CJK."""
+    size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
+    return size // _BYTES_PER_TOKEN + _FRAME_TOKENS
+
+
+def bytes_tokens(size: int) -> int:
+    """The same for text of which only the length in bytes is known."""
+    return size // _BYTES_PER_TOKEN + _FRAME_TOKENS
+
+
+def input_tokens(given: TextOrTokens) -> int:
+    """An estimate for texts, exact for token ids."""
+    if isinstance(given, str):
+        return text_tokens(given)
+    return sum(
+        text_tokens(item) if isinstance(item, str) else 1 if isinstance(item, int) else len(item)
+        for item in given
+    )
+
+
 _KIND: dict[type, str] = {str: "strings", int: "token ids", list: "lists of token ids"}
 
 

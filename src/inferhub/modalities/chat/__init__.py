@@ -15,6 +15,7 @@ from inferhub.modalities.chat.deltas import (
     ToolCallDelta,
     TopLogprob,
 )
+from inferhub.modalities.chat.estimate import estimate
 from inferhub.modalities.chat.request import (
     AllowedTools,
     AudioPart,
@@ -77,6 +78,7 @@ MODALITY = Modality(
     response=ChatResponse,
     check=check,
     requires=requires,
+    estimate=estimate,
     fold=fold,
     writer=ChatWriter,
     features=(

@@ -1,0 +1,292 @@
+"""Admission: scopes, allow lists, limits that are settled however a call ends, and what a call may use."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Handler, Started
+from inferhub.core.errors import Forbidden, InferHubError, ModelNotFound, NoEndpoint, RateLimited
+from inferhub.core.quota import Quota, Unit, Window
+from inferhub.core.tenancy import Principal, Role
+from inferhub.core.usage import Usage
+from inferhub.modalities import modalities
+from inferhub.modalities.tokens import DEFAULT_OUTPUT_TOKENS
+from inferhub.pipeline.admit import Admit, _with
+from inferhub.pipeline.limiter import Limiter, QuotaBook
+from inferhub.pipeline.onion import build
+from inferhub.stores.counters.memory import MemoryCounters
+from inferhub.testing.calls import Collector, make_call
+
+CALLER = Principal("ih_caller", Role.FREE, "ten_a", "prj_a")
+
+
+def call_of(principal: Principal = CALLER, model: str = "m", **params: Any) -> Call:
+    return replace(make_call("chat", model, **params), principal=principal)
+
+
+def quota(unit: Unit, limit: int, window: Window) -> Quota:
+    return Quota("quo_1", "ten_a", "key", "ih_caller", unit, window, limit)
+
+
+SLOTS = quota(Unit.CONCURRENT, 2, Window.NOW)
+TOKENS = quota(Unit.TOKENS, 5000, Window.DAY)
+MONEY = quota(Unit.USD, 10_000, Window.DAY)
+QUOTAS = (SLOTS, TOKENS, MONEY)
+
+
+class Limits:
+    def __init__(self, *quotas: Quota) -> None:
+        self.counters = MemoryCounters()
+        self.book = QuotaBook(quotas)
+        self.limiter = Limiter(self.counters, lambda: self.book)
+        self.ring = Admit(max_inflight=10, limiter=self.limiter, cost=lambda *_: 1000)
+
+    async def used(self) -> list[int]:
+        return [r.used for r in await self.counters.read(self.book.meters_for(CALLER))]
+
+
+async def answers(call: Call, emit: Emit) -> None:
+    for chunk in (Started("m", "w"), Delta(None), Finished(Usage(1, 1))):
+        await emit(chunk)
+
+
+def metered(limits: Limits, inner: Handler) -> Handler:
+    """What the meter ring does: settles what was used, in its own `finally`."""
+
+    async def handler(call: Call, emit: Emit) -> None:
+        try:
+            await inner(call, emit)
+        finally:
+            assert call.reservation is not None
+            await limits.limiter.settle(call.reservation, Usage(20, 22), 77)
+
+    return handler
+
+
+# --- who may -----------------------------------------------------------------------------------
+
+
+async def test_a_key_without_the_scope_is_told_which_one() -> None:
+    reader = replace(CALLER, scopes=frozenset({"models:read", "inference:embedding"}))
+    with pytest.raises(Forbidden, match="'inference:chat'") as caught:
+        await build([Admit(max_inflight=1)], answers)(call_of(reader), Collector())
+    assert caught.value.http == 403
+
+
+@pytest.mark.parametrize("scope", ["inference:*", "inference:chat"])
+async def test_either_scope_is_enough(scope: str) -> None:
+    collected = Collector()
+    await build([Admit(max_inflight=1)], answers)(
+        call_of(replace(CALLER, scopes=frozenset({scope}))), collected
+    )
+    assert len(collected.chunks) == 3
+
+
+async def _refusal(model: str) -> InferHubError:
+    few = replace(CALLER, models=frozenset({"small", "llama-*"}))
+    with pytest.raises(ModelNotFound) as caught:
+        await build([Admit(max_inflight=1)], answers)(call_of(few, model), Collector())
+    return caught.value
+
+
+async def test_a_model_not_on_the_list_reads_like_one_that_does_not_exist() -> None:
+    existing, made_up = await _refusal("secret-model"), await _refusal("no-such-model")
+    assert existing.message.replace("secret-model", "no-such-model") == made_up.message
+    assert (existing.http, existing.code) == (404, "model_not_found")
+
+
+@pytest.mark.parametrize("model", ["small", "llama-3-8b"])
+async def test_a_model_on_the_list_is_let_through(model: str) -> None:
+    few = replace(CALLER, models=frozenset({"small", "llama-*"}))
+    collected = Collector()
+    await build([Admit(max_inflight=1)], answers)(call_of(few, model), collected)
+    assert len(collected.chunks) == 3
+
+
+# --- limits --------------------------------------------------------------------------------------
+
+
+async def test_the_head_of_an_answer_carries_the_readings_and_the_call_its_reservation() -> None:
+    limits = Limits(*QUOTAS)
+    seen: list[Call] = []
+
+    async def inner(call: Call, emit: Emit) -> None:
+        seen.append(call)
+        await answers(call, emit)
+
+    collected = Collector()
+    await build([limits.ring], metered(limits, inner))(call_of(max_tokens=100), collected)
+    started = collected.chunks[0]
+    assert isinstance(started, Started)
+    assert [r.meter.unit for r in started.readings] == [Unit.CONCURRENT, Unit.TOKENS, Unit.USD]
+    assert seen[0].reservation is not None
+    assert await limits.used() == [0, 42, 77]
+
+
+async def test_without_limits_nothing_is_added() -> None:
+    limits = Limits()
+    collected = Collector()
+    await build([limits.ring], answers)(call_of(), collected)
+    assert isinstance(collected.chunks[0], Started)
+    assert collected.chunks[0].readings == ()
+
+
+async def test_a_call_that_nobody_metered_gives_everything_back() -> None:
+    limits = Limits(*QUOTAS)
+
+    async def fails(call: Call, emit: Emit) -> None:
+        raise NoEndpoint
+
+    with pytest.raises(NoEndpoint) as caught:
+        await build([limits.ring], fails)(call_of(), Collector())
+    assert [r.meter.unit for r in caught.value.readings] == [Unit.CONCURRENT, Unit.TOKENS, Unit.USD]
+    assert await limits.used() == [0, 0, 0]
+    assert limits.limiter.open == 0
+
+
+async def test_a_cancelled_call_gives_its_slot_back_and_pays_for_what_it_used() -> None:
+    limits = Limits(*QUOTAS)
+    is_running = asyncio.Event()
+
+    async def hangs(call: Call, emit: Emit) -> None:
+        is_running.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(
+        build([limits.ring], metered(limits, hangs))(call_of(max_tokens=10), Collector())
+    )
+    await is_running.wait()
+    assert (await limits.used())[0] == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await limits.used() == [0, 42, 77]
+
+
+async def test_of_many_calls_at_once_only_so_many_run() -> None:
+    limits = Limits(SLOTS)
+    running = most = 0
+
+    async def works(call: Call, emit: Emit) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0)
+        running -= 1
+
+    handler = build([limits.ring], works)
+    done = await asyncio.gather(*[handler(call_of(), Collector()) for _ in range(10)], return_exceptions=True)
+    assert most == SLOTS.limit
+    assert all(r is None or isinstance(r, RateLimited) for r in done)
+    assert await limits.used() == [0]
+
+
+def test_a_call_with_a_reservation_is_otherwise_the_same() -> None:
+    call = call_of()
+    assert _with(call, None) == call  # type: ignore[arg-type]
+    assert call.reservation is None
+
+
+# --- estimates -----------------------------------------------------------------------------------
+
+
+def estimate(modality: str, **params: Any) -> Usage:
+    call = make_call(modality, **params)
+    return modalities()[modality].estimate(call.request, len(call.body))
+
+
+def _said(text: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text}]
+
+
+_TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "x": "y" * 600}}}
+
+
+@pytest.mark.parametrize(
+    ("params", "at_least", "at_most"),
+    [
+        ({"messages": _said("a" * 300)}, 100, 110),
+        ({"messages": _said("a" * 300) * 3}, 300, 330),
+        ({"messages": _said("語" * 100)}, 100, 110),
+        ({"messages": _said([{"type": "text", "text": "a" * 300}])}, 100, 110),
+        ({"messages": _said([{"type": "image_url", "image_url": {"url": "data:," + "A" * 90_000}}])}, 1500, 1500),
+        ({"messages": _said([{"type": "image_url", "image_url": {"url": "x", "detail": "low"}}])}, 300, 300),
+        ({"messages": _said([{"type": "file", "file": {"file_id": "f"}}])}, 4000, 4000),
+        ({"messages": _said("hi"), "tools": [_TOOL]}, 200, 260),
+        (
+            {"messages": _said("hi"), "response_format": {"type": "json_schema", "json_schema": {
+                "name": "s", "schema": {"type": "object", "description": "d" * 300}}}}, 100, 150,
+        ),
+    ],
+)  # fmt: skip
+def test_a_chats_input_is_estimated_upwards(params: dict[str, Any], at_least: int, at_most: int) -> None:
+    assert at_least <= estimate("chat", **params).input_tokens <= at_most
+
+
+def test_sound_in_a_chat_counts_as_sound_and_as_tokens() -> None:
+    part = {"type": "input_audio", "input_audio": {"data": "A" * 4 * 16_000, "format": "wav"}}
+    usage = estimate("chat", messages=_said([part]))
+    assert usage.audio_ms == 3001
+    assert usage.input_tokens >= 96
+
+
+@pytest.mark.parametrize(
+    ("modality", "params", "expected"),
+    [
+        ("chat", {}, DEFAULT_OUTPUT_TOKENS),
+        ("chat", {"max_tokens": 7}, 7),
+        ("chat", {"max_tokens": 7, "max_completion_tokens": 9}, 9),
+        ("chat", {"max_tokens": 7, "n": 3}, 21),
+        ("completion", {"max_tokens": 0}, 0),
+        ("completion", {"max_tokens": None}, DEFAULT_OUTPUT_TOKENS),
+        ("completion", {"prompt": ["a", "b"], "max_tokens": 5, "n": 2}, 20),
+        ("completion", {"prompt": "a", "max_tokens": 5, "n": 2, "best_of": 4}, 20),
+        ("embedding", {}, 0),
+    ],
+)
+def test_the_output_is_the_clients_limit_for_every_choice(
+    modality: str, params: dict[str, Any], expected: int
+) -> None:
+    usage = estimate(modality, **params)
+    assert (usage.output_tokens, usage.source) == (expected, "estimated")
+
+
+@pytest.mark.parametrize(
+    ("given", "at_least", "at_most"),
+    [
+        ("a" * 300, 100, 110), (["a" * 300] * 2, 200, 220), ([1, 2, 3], 3, 3), ([[1, 2], [3]], 3, 3),
+        ([2**40] * 50, 50, 50),
+    ],
+)  # fmt: skip
+def test_token_ids_are_counted_and_texts_estimated(given: Any, at_least: int, at_most: int) -> None:
+    assert at_least <= estimate("embedding", input=given).input_tokens <= at_most
+    assert at_least <= estimate("completion", prompt=given).input_tokens <= at_most
+
+
+@pytest.mark.parametrize("modality", sorted(modalities()))
+def test_every_modality_estimates_more_than_nothing_for_its_example(modality: str) -> None:
+    usage = estimate(modality)
+    assert usage.total_tokens or usage.images or usage.characters or usage.audio_ms
+
+
+def test_an_estimate_never_needs_the_body() -> None:
+    for record in modalities().values():
+        request = msgspec.convert({"model": "m", **record.example}, record.request)
+        assert isinstance(record.estimate(request, 0), Usage)
+
+
+def _kinds(chunks: Sequence[Chunk]) -> list[type]:
+    return [type(chunk) for chunk in chunks]
+
+
+async def test_the_other_chunks_pass_untouched() -> None:
+    limits = Limits(*QUOTAS)
+    collected = Collector()
+    await build([limits.ring], answers)(call_of(max_tokens=1), collected)
+    assert _kinds(collected.chunks) == [Started, Delta, Finished]
