@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, Protocol, cast
+from dataclasses import fields
+from typing import Any, Protocol
 
 import msgspec
 
@@ -84,7 +85,8 @@ class Codec:
             case Delta(payload):
                 return pb.Chunk(delta=_encode_json(payload))
             case Finished(usage):
-                return pb.Chunk(finished=_usage_message(usage))
+                # A vendor's impossible figure, such as a negative one, must not become our failure.
+                return pb.Chunk(finished=_usage_message(usage.checked()))
             case Started(model, endpoint, attempt):
                 return pb.Chunk(started=pb.Started(model=model, endpoint=endpoint, attempt=attempt))
 
@@ -252,22 +254,15 @@ def decode_worker(message: pb.WorkerStatus) -> WorkerStatus:
 
 
 def _usage_message(usage: Usage) -> pb.Usage:
-    return pb.Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=usage.cached_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        source=usage.source,
-    )
+    return pb.Usage(**{name: getattr(usage, name) for name in _USAGE_FIELDS})
 
 
 def _usage(message: pb.Usage) -> Usage:
-    known = message.source in ("reported", "estimated", "unknown")
-    source = cast('Literal["reported", "estimated", "unknown"]', message.source if known else "unknown")
-    return Usage(
-        message.input_tokens,
-        message.output_tokens,
-        message.cached_tokens,
-        message.reasoning_tokens,
-        source,
-    )
+    figures = {name: getattr(message, name) for name in _USAGE_FIELDS}
+    if figures["source"] not in ("reported", "estimated", "unknown"):
+        figures["source"] = "unknown"
+    return Usage(**figures)
+
+
+# The message has the same names: a unit that is added to both travels.
+_USAGE_FIELDS = tuple(field.name for field in fields(Usage))

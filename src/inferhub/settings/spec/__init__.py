@@ -13,11 +13,12 @@ from inferhub.settings.spec.defaults import (
     spec_text_for_model,
 )
 from inferhub.settings.spec.load import Spec, load_spec
-from inferhub.settings.spec.types import ModelEntry, RouteEntry, SpecFile, json_schema
+from inferhub.settings.spec.types import ModelEntry, PriceEntry, RouteEntry, SpecFile, json_schema
 
 __all__ = [
     "DEFAULT_SPEC_TEXT",
     "ModelEntry",
+    "PriceEntry",
     "RouteEntry",
     "Spec",
     "SpecFile",

@@ -10,11 +10,25 @@ from pydantic import BaseModel, ValidationError
 
 from inferhub.core.errors import SetupError
 from inferhub.core.models import ModelSpec
+from inferhub.core.tenancy import Issuer, Role
 from inferhub.core.traffic import Route
+from inferhub.core.usage import Price
 from inferhub.settings.nearest import did_you_mean
+from inferhub.settings.spec.prices import load_prices, repeated
 from inferhub.settings.spec.reader import Document, Path, read
 from inferhub.settings.spec.references import expand
-from inferhub.settings.spec.types import MAX_ENTRIES, NAME_HELP, ModelEntry, RouteEntry, SpecFile
+from inferhub.settings.spec.types import (
+    MAX_ENTRIES,
+    MAX_ISSUERS,
+    MAX_USD,
+    NAME_HELP,
+    USD_DECIMALS,
+    IssuerEntry,
+    ModelEntry,
+    PriceEntry,
+    RouteEntry,
+    SpecFile,
+)
 
 CheckModel = Callable[[ModelSpec], None]
 """Raises `SetupError` for what only a backend can know about its model."""
@@ -32,7 +46,16 @@ _ALLOWED = {
     "options": "a mapping of the backend's own settings",
     "models": f"a list of at most {MAX_ENTRIES} models, each a mapping with a name",
     "routes": f"a list of at most {MAX_ENTRIES} routes, each a mapping of name and model",
+    "prices": f"a list of at most {MAX_ENTRIES} prices, each a mapping with a model",
+    "issuers": f"a list of at most {MAX_ISSUERS} issuers, each a mapping of issuer and audience",
+    "issuer": "an address such as https://login.example.com/realms/main",
+    "audience": "text of 1 to 200 characters",
+    "tenant": "a tenant's id, ten_...",
+    "project": "a project's id, prj_...",
+    "role": "tenant_admin, enterprise or free",
+    "from": "a date such as 2027-01-31",
 }
+_ALLOWED_PRICE = f"US dollars from 0 to {MAX_USD} with at most {USD_DECIMALS} decimals, such as '0.15'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +64,8 @@ class Spec:
 
     models: tuple[ModelSpec, ...]
     routes: tuple[Route, ...] = ()
+    prices: tuple[Price, ...] = ()
+    issuers: tuple[Issuer, ...] = ()
 
 
 def load_spec(
@@ -61,9 +86,11 @@ def load_spec(
     models: tuple[ModelSpec, ...] = ()
     if parsed:
         models = tuple(_model(entry, i, problems, check_model) for i, entry in enumerate(parsed.models))
+        problems += repeated(parsed.prices)
     if problems or parsed is None:
         raise SetupError(_message(source, document, problems))
-    return Spec(models, tuple(Route(route.name, route.model) for route in parsed.routes))
+    routes = tuple(Route(route.name, route.model) for route in parsed.routes)
+    return Spec(models, routes, load_prices(parsed.prices), tuple(map(_issuer, parsed.issuers)))
 
 
 def _parse(document: Document, problems: Problems) -> SpecFile | None:
@@ -96,13 +123,19 @@ def _translate(loc: Path, kind: str, written: Any) -> tuple[Path, str]:
     quote = (
         "; put it in quotes" if isinstance(value, bool | int | float) and label in ("name", "model") else ""
     )
-    return loc, f"{label} cannot be {shown[:100]}; allowed: {_ALLOWED[names[-1]]}{quote}"
+    allowed = _ALLOWED.get(names[-1], _ALLOWED_PRICE)
+    return loc, f"{label} cannot be {shown[:100]}; allowed: {allowed}{quote}"
 
 
 def _keys_at(loc: Path) -> list[str]:
-    owners: dict[str, type[BaseModel]] = {"models": ModelEntry, "routes": RouteEntry}
+    owners: dict[str, type[BaseModel]] = {
+        "models": ModelEntry,
+        "routes": RouteEntry,
+        "prices": PriceEntry,
+        "issuers": IssuerEntry,
+    }
     owner = owners.get(str(loc[0]), SpecFile) if len(loc) > 1 else SpecFile
-    return list(owner.model_fields)
+    return [field.alias or name for name, field in owner.model_fields.items()]
 
 
 def _kind_of(value: Any) -> str:
@@ -122,11 +155,16 @@ def _check_names(tree: Any, problems: Problems) -> None:
                 first_use[name] = f"{section}[{i}]"
             if section == "models":
                 models.append(name)
-    for i, target in _names(tree, "routes", "model"):
-        if target not in models:
+    routes = {name: i for i, name in _names(tree, "routes")}
+    for section in ("routes", "prices"):
+        for i, target in _names(tree, section, "model"):
+            if target in models:
+                continue
             hint = did_you_mean(target, models)
             known = f" Models: {', '.join(models[:20])}" if models else ""
-            problems.append((("routes", i, "model"), f"unknown model {target!r}.{hint}{known}"))
+            if section == "prices" and target in routes:
+                hint, known = " It is a route; name the model that it leads to", ""
+            problems.append(((section, i, "model"), f"unknown model {target!r}.{hint}{known}"))
 
 
 def _names(tree: Any, section: str, key: str = "name") -> list[tuple[int, str]]:
@@ -158,6 +196,11 @@ def _model(entry: ModelEntry, index: int, problems: Problems, check: CheckModel 
             path: Path = ("models", index, error.param) if error.param else ("models", index)
             problems.append((path, error.message))
     return spec
+
+
+def _issuer(entry: IssuerEntry) -> Issuer:
+    role = Role(entry.role) if entry.role else None
+    return Issuer(entry.issuer, entry.audience, entry.tenant, entry.project, role)
 
 
 def _deduce_backend(entry: ModelEntry) -> str | None:

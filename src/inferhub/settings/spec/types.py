@@ -5,11 +5,17 @@ The loader validates with it; the JSON Schema for editors and the reference page
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import re
+from datetime import date
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from inferhub.core.tenancy import DEFAULT_PROJECT, DEFAULT_TENANT
 
 MAX_ENTRIES = 1000
+MAX_ISSUERS = 20
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9@][A-Za-z0-9._:/@-]{0,127}$")]
 NAME_HELP = "1 to 128 letters, digits or `. _ : / @ -`, the first a letter, a digit or `@`"
@@ -19,6 +25,54 @@ def _count(low: int, high: int) -> WithJsonSchema:
     """A number, or a reference that becomes one: editors must not mark `${SLOTS}` as wrong."""
     reference = {"type": "string", "pattern": r"^(\$\{.*\}|os\.environ/.*)$"}
     return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": low, "maximum": high}, reference]})
+
+
+MAX_USD = 10_000
+USD_DECIMALS = 12
+_FLOAT_DIGITS = 15
+_USD = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,30})?")
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def _usd(value: Any) -> Decimal:
+    """Exact: a number is taken by its digits, and refused where a float cannot have kept them all."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError("not an amount")
+    if isinstance(value, str) and not _USD.fullmatch(value):
+        raise ValueError("not an amount")
+    try:
+        amount = Decimal(value if isinstance(value, str) else repr(value))
+    except InvalidOperation as error:
+        raise ValueError("not an amount") from error
+    if not amount.is_finite() or not 0 <= amount <= MAX_USD:
+        raise ValueError("out of range")
+    _, digits, exponent = amount.normalize().as_tuple()
+    if int(exponent) < -USD_DECIMALS or (isinstance(value, float) and len(digits) > _FLOAT_DIGITS):
+        raise ValueError("too many decimals")
+    return amount
+
+
+def _date(value: Any) -> date:
+    if not isinstance(value, str) or not _DATE.fullmatch(value):
+        raise ValueError("not a date")
+    day = date.fromisoformat(value)
+    if not date(2000, 1, 1) <= day <= date(2999, 12, 31):
+        raise ValueError("out of range")
+    return day
+
+
+_USD_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "minimum": 0, "maximum": MAX_USD},
+        {"type": "string", "pattern": r"^([0-9]{1,9}(\.[0-9]{1,12})?|\$\{.*\}|os\.environ/.*)$"},
+    ]
+}
+Usd = Annotated[Decimal, BeforeValidator(_usd), WithJsonSchema(_USD_SCHEMA)]
+Day = Annotated[
+    date,
+    BeforeValidator(_date),
+    WithJsonSchema({"type": "string", "pattern": r"^([0-9]{4}-[0-9]{2}-[0-9]{2}|\$\{.*\}|os\.environ/.*)$"}),
+]
 
 
 class _Entry(BaseModel):
@@ -67,11 +121,64 @@ class RouteEntry(_Entry):
     model: Name = Field(description="Name of the model that answers.")
 
 
+class PriceEntry(_Entry):
+    """What calls of one model cost, in US dollars. What is left out costs nothing."""
+
+    model: Name = Field(description="Name of a model above; a route has the price of its model.")
+    valid_from: Day | None = Field(
+        None,
+        alias="from",
+        description="First day (`YYYY-MM-DD`, UTC) of this price; not in the past, whose calls are billed "
+        "already. Without it the price is valid at once, until a dated one begins.",
+    )
+    input_per_mtok: Usd | None = Field(None, description="A million tokens of the prompt.")
+    cached_input_per_mtok: Usd | None = Field(
+        None,
+        description="A million tokens of the prompt that were read from a cache; "
+        "the price of other input where it is left out.",
+    )
+    output_per_mtok: Usd | None = Field(None, description="A million tokens of the answer.")
+    reasoning_per_mtok: Usd | None = Field(
+        None,
+        description="A million tokens of thought before it; the price of output where it is left out.",
+    )
+    per_audio_minute: Usd | None = Field(None, description="A minute of sound, in or out.")
+    per_million_characters: Usd | None = Field(None, description="A million characters spoken.")
+    per_image: Usd | None = Field(None, description="An image.")
+    per_megapixel: Usd | None = Field(None, description="A million pixels of images.")
+    per_request: Usd | None = Field(None, description="A call that was answered.")
+
+
+class IssuerEntry(_Entry):
+    """An OpenID Connect provider whose people may sign in with its tokens."""
+
+    issuer: str = Field(
+        pattern=r"^https?://[A-Za-z0-9._:\[\]-]{1,253}(/[A-Za-z0-9._~/-]{0,500})?$",
+        description="As in the `iss` of its tokens; its keys are found below it.",
+    )
+    audience: str = Field(min_length=1, max_length=200, description="What `aud` of a token must name.")
+    tenant: str = Field(
+        DEFAULT_TENANT, pattern=r"^ten_[A-Za-z0-9]{1,60}$", description="Id of the tenant of its people."
+    )
+    project: str = Field(
+        DEFAULT_PROJECT, pattern=r"^prj_[A-Za-z0-9]{1,60}$", description="Id of their project."
+    )
+    role: Literal["tenant_admin", "enterprise", "free"] | None = Field(
+        None, description="Role of everybody with a token; without it only users that an admin has made."
+    )
+
+
 class SpecFile(_Entry):
-    """Models and routes of an InferHub installation (`hub.yaml`)."""
+    """Models, routes, prices and issuers of an InferHub installation (`hub.yaml`)."""
 
     models: tuple[ModelEntry, ...] = Field(max_length=MAX_ENTRIES, description="The models to serve.")
     routes: tuple[RouteEntry, ...] = Field((), max_length=MAX_ENTRIES, description="Further public names.")
+    prices: tuple[PriceEntry, ...] = Field(
+        (), max_length=MAX_ENTRIES, description="What calls cost; a model without a price is free."
+    )
+    issuers: tuple[IssuerEntry, ...] = Field(
+        (), max_length=MAX_ISSUERS, description="Whose tokens are accepted beside API keys."
+    )
 
 
 def json_schema() -> dict[str, Any]:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#inferhub/transport/_pb/worker.proto\x12\x12inferhub.worker.v1\"\xa5\x01\n\x0cInferRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x30\n\tprincipal\x18\x05 \x01(\x0b\x32\x1d.inferhub.worker.v1.Principal\x12\x13\n\x0bremaining_s\x18\x06 \x01(\x01\x12\x0e\n\x06stream\x18\x07 \x01(\x08\")\n\tPrincipal\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"a\n\nInferReply\x12)\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x19.inferhub.worker.v1.Chunk\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.inferhub.worker.v1.Error\"\x7f\n\x05\x43hunk\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\x0cH\x00\x12-\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x19.inferhub.worker.v1.UsageH\x00\x12.\n\x07started\x18\x03 \x01(\x0b\x32\x1b.inferhub.worker.v1.StartedH\x00\x42\x06\n\x04kind\";\n\x07Started\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"u\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\x12\x15\n\rcached_tokens\x18\x03 \x01(\x04\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\x04\x12\x0e\n\x06source\x18\x05 \x01(\t\"\x85\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\x05param\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x11\n\twire_code\x18\x04 \x01(\t\x12\x1a\n\rretry_after_s\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_paramB\x10\n\x0e_retry_after_s\"\x91\x01\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x14\n\x07weights\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x13\n\x0bqueue_limit\x18\x06 \x01(\r\x12\x0f\n\x07options\x18\x07 \x01(\x0c\x42\n\n\x08_weights\"\x88\x01\n\nCapability\x12\x10\n\x08modality\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x1b\n\x0e\x63ontext_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x11\n\x0f_context_tokensB\r\n\x0b_dimensions\"\xb0\x01\n\x0bModelStatus\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.inferhub.worker.v1.ModelSpec\x12\x34\n\x0c\x63\x61pabilities\x18\x02 \x03(\x0b\x32\x1e.inferhub.worker.v1.Capability\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0e\n\x06queued\x18\x05 \x01(\r\x12\r\n\x05ready\x18\x06 \x01(\x08\"_\n\x0c\x44\x65viceStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\x04 \x01(\x04\"\x90\x01\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x06models\x18\x02 \x03(\x0b\x32\x1f.inferhub.worker.v1.ModelStatus\x12\x31\n\x07\x64\x65vices\x18\x03 \x03(\x0b\x32 .inferhub.worker.v1.DeviceStatus\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\":\n\x0bLoadRequest\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.inferhub.worker.v1.ModelSpec\"e\n\tLoadReply\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.inferhub.worker.v1.ModelStatus\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.inferhub.worker.v1.Error\"\x1d\n\rUnloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x0bUnloadReply\x12(\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x19.inferhub.worker.v1.Error\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\"6\n\nDrainReply\x12(\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x19.inferhub.worker.v1.Error\"\x0f\n\rStatusRequest\"i\n\x0bStatusReply\x12\x30\n\x06worker\x18\x01 \x01(\x0b\x32 .inferhub.worker.v1.WorkerStatus\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.inferhub.worker.v1.Error2\x84\x03\n\x06Worker\x12K\n\x05Infer\x12 .inferhub.worker.v1.InferRequest\x1a\x1e.inferhub.worker.v1.InferReply0\x01\x12\x46\n\x04Load\x12\x1f.inferhub.worker.v1.LoadRequest\x1a\x1d.inferhub.worker.v1.LoadReply\x12L\n\x06Unload\x12!.inferhub.worker.v1.UnloadRequest\x1a\x1f.inferhub.worker.v1.UnloadReply\x12I\n\x05\x44rain\x12 .inferhub.worker.v1.DrainRequest\x1a\x1e.inferhub.worker.v1.DrainReply\x12L\n\x06Status\x12!.inferhub.worker.v1.StatusRequest\x1a\x1f.inferhub.worker.v1.StatusReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#inferhub/transport/_pb/worker.proto\x12\x12inferhub.worker.v1\"\xa5\x01\n\x0cInferRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08modality\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0c\n\x04\x62ody\x18\x04 \x01(\x0c\x12\x30\n\tprincipal\x18\x05 \x01(\x0b\x32\x1d.inferhub.worker.v1.Principal\x12\x13\n\x0bremaining_s\x18\x06 \x01(\x01\x12\x0e\n\x06stream\x18\x07 \x01(\x08\")\n\tPrincipal\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x0c\n\x04role\x18\x02 \x01(\t\"a\n\nInferReply\x12)\n\x06\x63hunks\x18\x01 \x03(\x0b\x32\x19.inferhub.worker.v1.Chunk\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.inferhub.worker.v1.Error\"\x7f\n\x05\x43hunk\x12\x0f\n\x05\x64\x65lta\x18\x01 \x01(\x0cH\x00\x12-\n\x08\x66inished\x18\x02 \x01(\x0b\x32\x19.inferhub.worker.v1.UsageH\x00\x12.\n\x07started\x18\x03 \x01(\x0b\x32\x1b.inferhub.worker.v1.StartedH\x00\x42\x06\n\x04kind\";\n\x07Started\x12\r\n\x05model\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"\xbb\x01\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x04\x12\x15\n\routput_tokens\x18\x02 \x01(\x04\x12\x15\n\rcached_tokens\x18\x03 \x01(\x04\x12\x18\n\x10reasoning_tokens\x18\x04 \x01(\x04\x12\x0e\n\x06source\x18\x05 \x01(\t\x12\x10\n\x08\x61udio_ms\x18\x06 \x01(\x04\x12\x12\n\ncharacters\x18\x07 \x01(\x04\x12\x0e\n\x06images\x18\x08 \x01(\x04\x12\x0e\n\x06pixels\x18\t \x01(\x04\"\x85\x01\n\x05\x45rror\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x12\n\x05param\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x11\n\twire_code\x18\x04 \x01(\t\x12\x1a\n\rretry_after_s\x18\x05 \x01(\x01H\x01\x88\x01\x01\x42\x08\n\x06_paramB\x10\n\x0e_retry_after_s\"\x91\x01\n\tModelSpec\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\x14\n\x07weights\x18\x03 \x01(\tH\x00\x88\x01\x01\x12\x0e\n\x06\x64\x65vice\x18\x04 \x01(\t\x12\r\n\x05slots\x18\x05 \x01(\r\x12\x13\n\x0bqueue_limit\x18\x06 \x01(\r\x12\x0f\n\x07options\x18\x07 \x01(\x0c\x42\n\n\x08_weights\"\x88\x01\n\nCapability\x12\x10\n\x08modality\x18\x01 \x01(\t\x12\x10\n\x08\x66\x65\x61tures\x18\x02 \x03(\t\x12\x1b\n\x0e\x63ontext_tokens\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\x17\n\ndimensions\x18\x04 \x01(\rH\x01\x88\x01\x01\x42\x11\n\x0f_context_tokensB\r\n\x0b_dimensions\"\xb0\x01\n\x0bModelStatus\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.inferhub.worker.v1.ModelSpec\x12\x34\n\x0c\x63\x61pabilities\x18\x02 \x03(\x0b\x32\x1e.inferhub.worker.v1.Capability\x12\x0e\n\x06\x64\x65vice\x18\x03 \x01(\t\x12\x0f\n\x07running\x18\x04 \x01(\r\x12\x0e\n\x06queued\x18\x05 \x01(\r\x12\r\n\x05ready\x18\x06 \x01(\x08\"_\n\x0c\x44\x65viceStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1a\n\x12memory_total_bytes\x18\x03 \x01(\x04\x12\x19\n\x11memory_free_bytes\x18\x04 \x01(\x04\"\x90\x01\n\x0cWorkerStatus\x12\n\n\x02id\x18\x01 \x01(\t\x12/\n\x06models\x18\x02 \x03(\x0b\x32\x1f.inferhub.worker.v1.ModelStatus\x12\x31\n\x07\x64\x65vices\x18\x03 \x03(\x0b\x32 .inferhub.worker.v1.DeviceStatus\x12\x10\n\x08\x64raining\x18\x04 \x01(\x08\":\n\x0bLoadRequest\x12+\n\x04spec\x18\x01 \x01(\x0b\x32\x1d.inferhub.worker.v1.ModelSpec\"e\n\tLoadReply\x12.\n\x05model\x18\x01 \x01(\x0b\x32\x1f.inferhub.worker.v1.ModelStatus\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.inferhub.worker.v1.Error\"\x1d\n\rUnloadRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"7\n\x0bUnloadReply\x12(\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x19.inferhub.worker.v1.Error\"\x1f\n\x0c\x44rainRequest\x12\x0f\n\x07grace_s\x18\x01 \x01(\x01\"6\n\nDrainReply\x12(\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x19.inferhub.worker.v1.Error\"\x0f\n\rStatusRequest\"i\n\x0bStatusReply\x12\x30\n\x06worker\x18\x01 \x01(\x0b\x32 .inferhub.worker.v1.WorkerStatus\x12(\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x19.inferhub.worker.v1.Error2\x84\x03\n\x06Worker\x12K\n\x05Infer\x12 .inferhub.worker.v1.InferRequest\x1a\x1e.inferhub.worker.v1.InferReply0\x01\x12\x46\n\x04Load\x12\x1f.inferhub.worker.v1.LoadRequest\x1a\x1d.inferhub.worker.v1.LoadReply\x12L\n\x06Unload\x12!.inferhub.worker.v1.UnloadRequest\x1a\x1f.inferhub.worker.v1.UnloadReply\x12I\n\x05\x44rain\x12 .inferhub.worker.v1.DrainRequest\x1a\x1e.inferhub.worker.v1.DrainReply\x12L\n\x06Status\x12!.inferhub.worker.v1.StatusRequest\x1a\x1f.inferhub.worker.v1.StatusReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,36 +41,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CHUNK']._serialized_end=496
   _globals['_STARTED']._serialized_start=498
   _globals['_STARTED']._serialized_end=557
-  _globals['_USAGE']._serialized_start=559
-  _globals['_USAGE']._serialized_end=676
-  _globals['_ERROR']._serialized_start=679
-  _globals['_ERROR']._serialized_end=812
-  _globals['_MODELSPEC']._serialized_start=815
-  _globals['_MODELSPEC']._serialized_end=960
-  _globals['_CAPABILITY']._serialized_start=963
-  _globals['_CAPABILITY']._serialized_end=1099
-  _globals['_MODELSTATUS']._serialized_start=1102
-  _globals['_MODELSTATUS']._serialized_end=1278
-  _globals['_DEVICESTATUS']._serialized_start=1280
-  _globals['_DEVICESTATUS']._serialized_end=1375
-  _globals['_WORKERSTATUS']._serialized_start=1378
-  _globals['_WORKERSTATUS']._serialized_end=1522
-  _globals['_LOADREQUEST']._serialized_start=1524
-  _globals['_LOADREQUEST']._serialized_end=1582
-  _globals['_LOADREPLY']._serialized_start=1584
-  _globals['_LOADREPLY']._serialized_end=1685
-  _globals['_UNLOADREQUEST']._serialized_start=1687
-  _globals['_UNLOADREQUEST']._serialized_end=1716
-  _globals['_UNLOADREPLY']._serialized_start=1718
-  _globals['_UNLOADREPLY']._serialized_end=1773
-  _globals['_DRAINREQUEST']._serialized_start=1775
-  _globals['_DRAINREQUEST']._serialized_end=1806
-  _globals['_DRAINREPLY']._serialized_start=1808
-  _globals['_DRAINREPLY']._serialized_end=1862
-  _globals['_STATUSREQUEST']._serialized_start=1864
-  _globals['_STATUSREQUEST']._serialized_end=1879
-  _globals['_STATUSREPLY']._serialized_start=1881
-  _globals['_STATUSREPLY']._serialized_end=1986
-  _globals['_WORKER']._serialized_start=1989
-  _globals['_WORKER']._serialized_end=2377
+  _globals['_USAGE']._serialized_start=560
+  _globals['_USAGE']._serialized_end=747
+  _globals['_ERROR']._serialized_start=750
+  _globals['_ERROR']._serialized_end=883
+  _globals['_MODELSPEC']._serialized_start=886
+  _globals['_MODELSPEC']._serialized_end=1031
+  _globals['_CAPABILITY']._serialized_start=1034
+  _globals['_CAPABILITY']._serialized_end=1170
+  _globals['_MODELSTATUS']._serialized_start=1173
+  _globals['_MODELSTATUS']._serialized_end=1349
+  _globals['_DEVICESTATUS']._serialized_start=1351
+  _globals['_DEVICESTATUS']._serialized_end=1446
+  _globals['_WORKERSTATUS']._serialized_start=1449
+  _globals['_WORKERSTATUS']._serialized_end=1593
+  _globals['_LOADREQUEST']._serialized_start=1595
+  _globals['_LOADREQUEST']._serialized_end=1653
+  _globals['_LOADREPLY']._serialized_start=1655
+  _globals['_LOADREPLY']._serialized_end=1756
+  _globals['_UNLOADREQUEST']._serialized_start=1758
+  _globals['_UNLOADREQUEST']._serialized_end=1787
+  _globals['_UNLOADREPLY']._serialized_start=1789
+  _globals['_UNLOADREPLY']._serialized_end=1844
+  _globals['_DRAINREQUEST']._serialized_start=1846
+  _globals['_DRAINREQUEST']._serialized_end=1877
+  _globals['_DRAINREPLY']._serialized_start=1879
+  _globals['_DRAINREPLY']._serialized_end=1933
+  _globals['_STATUSREQUEST']._serialized_start=1935
+  _globals['_STATUSREQUEST']._serialized_end=1950
+  _globals['_STATUSREPLY']._serialized_start=1952
+  _globals['_STATUSREPLY']._serialized_end=2057
+  _globals['_WORKER']._serialized_start=2060
+  _globals['_WORKER']._serialized_end=2448
 # @@protoc_insertion_point(module_scope)
