@@ -1,0 +1,1 @@
+"""What happened, for other systems to follow: `base` is the question; Kafka's protocol answers it."""
