@@ -13,10 +13,10 @@ from pathlib import Path
 
 from inferhub.core.errors import SetupError
 from inferhub.core.quota import Claim, Meter, Reading, Refusal, Reservation
-from inferhub.stores.counters.group_commit import GroupCommit
 from inferhub.stores.counters.sqlite_file import connect, file_of
 from inferhub.stores.counters.sqlite_rows import SqliteSession
 from inferhub.stores.counters.window import Clock, system_clock
+from inferhub.stores.group_commit import GroupCommit
 
 TIMEOUT_S = 2.0
 

@@ -1,0 +1,147 @@
+"""The SQLite file of the answers: opened, and replaced when it is damaged, for it is only a cache.
+
+Called by `sqlite`, in its thread. Several processes may find the damage at once: one moves the file away.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from filelock import FileLock
+
+from inferhub.core.errors import SetupError
+
+_log = logging.getLogger(__name__)
+
+SCHEMA = 1
+_APPLICATION_ID = 0x1F4B_CACE
+"""Says that a file is one of these, so that nobody's other database is written into, or moved away."""
+_WAL_WAIT_S = 10.0
+_LOCK_WAIT_S = 10.0
+
+_TABLES = (
+    "CREATE TABLE IF NOT EXISTS answers "
+    "(id INTEGER PRIMARY KEY, key BLOB NOT NULL UNIQUE, value BLOB NOT NULL, due_ms INTEGER NOT NULL)",
+    "CREATE INDEX IF NOT EXISTS answers_due ON answers (due_ms)",
+)
+_CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
+
+
+def file_of(url: str) -> Path:
+    """The path in `sqlite:///PATH`, taken literally."""
+    path = url.removeprefix("sqlite:///")
+    if path in (url, "", ":memory:"):
+        raise SetupError(
+            f"cache_url {url[:80]!r} names no file; write sqlite:///ABSOLUTE/PATH.", param="cache_url"
+        )
+    return Path(path).expanduser().absolute()
+
+
+def is_corrupt(error: sqlite3.Error) -> bool:
+    return _code(error) in _CORRUPT
+
+
+def open_file(path: Path, timeout_s: float) -> tuple[sqlite3.Connection, int]:
+    """A connection and the file's inode. A damaged file is moved aside. Raises `SetupError`."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        inode = inode_of(path)
+        try:
+            return _connect(path, timeout_s)
+        except sqlite3.Error as error:
+            if not is_corrupt(error):
+                raise
+            replace_file(path, inode, error)
+            return _connect(path, timeout_s)
+    except (OSError, sqlite3.Error) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or error
+        raise SetupError(
+            f"The answers {path} cannot be opened for writing: {reason}. Mend the permissions of the file "
+            "and of its folder, or choose another cache_url.",
+            param="cache_url",
+        ) from error
+
+
+def inode_of(path: Path) -> int:
+    """0 where there is no file."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def replace_file(path: Path, inode: int, finding: object) -> None:
+    """Move the damaged file aside, unless another process has put a new one there since `inode` was seen."""
+    with FileLock(f"{path}.lock", timeout=_LOCK_WAIT_S):
+        if inode_of(path) != inode or inode == 0:
+            return
+        aside = path.with_name(f"{path.name}.damaged")
+        # The newest damaged one is enough to look at.
+        path.replace(aside)
+        for suffix in ("-wal", "-shm"):
+            with suppress(FileNotFoundError):
+                path.with_name(path.name + suffix).unlink()
+    _log.warning("the cached answers %s were damaged (%s); moved to %s, starting anew", path, finding, aside)
+
+
+def _connect(path: Path, timeout_s: float) -> tuple[sqlite3.Connection, int]:
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    inode = inode_of(path)
+    # Handed to one other thread after this.
+    connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
+    try:
+        _switch_to_wal(connection)
+        connection.execute("PRAGMA synchronous=NORMAL")
+        _prepare(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection, inode
+
+
+def _code(error: sqlite3.Error) -> int:
+    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
+
+
+def _switch_to_wal(connection: sqlite3.Connection) -> None:
+    # SQLite does not wait by itself when two processes switch a new file at once.
+    give_up_at = time.monotonic() + _WAL_WAIT_S
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if _code(error) not in _LOCKED or time.monotonic() > give_up_at:
+                raise
+            time.sleep(0.02)
+
+
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        has_tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0
+        owner = connection.execute("PRAGMA application_id").fetchone()[0]
+        schema = connection.execute("PRAGMA user_version").fetchone()[0]
+        if has_tables and owner != _APPLICATION_ID:
+            raise SetupError(
+                f"{path} is another database, not InferHub's answers. Choose another cache_url.",
+                param="cache_url",
+            )
+        if has_tables and schema != SCHEMA:
+            # Another version's cache is worth nothing to this one, and nothing to keep.
+            connection.execute("DROP TABLE IF EXISTS answers")
+        for statement in _TABLES:
+            connection.execute(statement)
+        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
+        connection.execute(f"PRAGMA user_version={SCHEMA}")
+    except BaseException:
+        with suppress(sqlite3.Error):
+            connection.execute("ROLLBACK")
+        raise
+    connection.execute("COMMIT")
