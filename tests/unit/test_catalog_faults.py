@@ -12,28 +12,37 @@ from pathlib import Path
 
 import pytest
 
-from inferhub.core.errors import CatalogCorrupt, ServingError, SetupError
+from inferhub.core.audit import Act
+from inferhub.core.errors import CatalogCorrupt, SetupError, StoreFailed
 from inferhub.core.tenancy import Role
 from inferhub.stores import open_catalog
 from inferhub.stores.catalog import sqlite as sqlite_store
 from inferhub.stores.catalog.keys import issue
 
 PEPPER = b"0123456789abcdef"
+ACT = Act("cli", "key.create", "x")
 
 
 async def filled(path: Path, keys: int = 200) -> None:
     catalog = await open_catalog(f"sqlite:///{path}")
     for i in range(keys):
-        await catalog.create_key(issue(f"key {i}", Role.FREE, PEPPER)[1])
+        await catalog.create_key(issue(f"key {i}", Role.FREE, PEPPER)[1], ACT)
     await catalog.close()
 
 
-@pytest.mark.parametrize("url", ["postgresql://x/y", "redis://", "catalog.db", "", "sqllite:///x"])
+@pytest.mark.parametrize("url", ["mysql://x/y", "redis://", "catalog.db", "", "sqllite:///x"])
 async def test_an_unknown_scheme_names_those_there_are(url: str) -> None:
-    with pytest.raises(SetupError, match="available: sqlite") as caught:
+    with pytest.raises(SetupError, match="available: postgresql, sqlite") as caught:
         await open_catalog(url)
     assert caught.value.param == "catalog_url"
     assert ("Did you mean 'sqlite'?" in caught.value.message) == (url == "sqllite:///x")
+
+
+@pytest.mark.parametrize("url", ["postgres://me:sekret@h/db", "me:sekret@h/db", "postgresql:me:sekret@h"])
+async def test_an_address_that_was_mistyped_does_not_give_its_password_away(url: str) -> None:
+    with pytest.raises(SetupError) as caught:
+        await open_catalog(url)
+    assert "sekret" not in caught.value.message
 
 
 @pytest.mark.parametrize("url", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "sqlite://x"])
@@ -107,12 +116,12 @@ async def test_a_writer_that_never_ends_is_not_waited_for_forever(
     blocker.execute("BEGIN IMMEDIATE")
     try:
         assert await catalog.keys() == ()  # readers are not held up
-        with pytest.raises(ServingError) as caught:
-            await catalog.create_key(issue("a", Role.FREE, PEPPER)[1])
+        with pytest.raises(StoreFailed) as caught:
+            await catalog.create_key(issue("a", Role.FREE, PEPPER)[1], ACT)
         assert caught.value.wire_code == "catalog_busy"
         assert caught.value.retryable
         blocker.execute("ROLLBACK")
-        await catalog.create_key(issue("a", Role.FREE, PEPPER)[1])
+        await catalog.create_key(issue("a", Role.FREE, PEPPER)[1], ACT)
     finally:
         blocker.close()
         await catalog.close()
@@ -141,6 +150,7 @@ async def test_a_path_that_cannot_be_a_file(tmp_path: Path) -> None:
 # Imports and migrates once before it gives up its rights: afterwards it may be unable to read code.
 CHILD = """
 import asyncio, os, resource, signal, sys, json
+from inferhub.core.audit import Act
 from inferhub.core.errors import InferHubError
 from inferhub.core.tenancy import Role
 from inferhub.stores import open_catalog
@@ -159,14 +169,14 @@ async def main(warm_up, target, limit):
         if limit != "drop":
             resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), resource.RLIM_INFINITY))
         while created < 5000:
-            await catalog.create_key(issue("x" * 100, Role.FREE, b"p" * 16)[1])
+            await catalog.create_key(issue("x" * 100, Role.FREE, b"p" * 16)[1], Act("cli", "key.create", "x"))
             created += 1
     except InferHubError as error:
         failures.append([type(error).__name__, error.wire_code, error.message])
     if catalog is not None and limit != "drop":
         readable = len(await catalog.keys())
         resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-        await catalog.create_key(issue("after", Role.FREE, b"p" * 16)[1])
+        await catalog.create_key(issue("after", Role.FREE, b"p" * 16)[1], Act("cli", "key.create", "x"))
         await catalog.close()
         failures.append(readable)
     print(json.dumps([created, failures]))
@@ -188,7 +198,7 @@ async def child(tmp_path: Path, target: Path, limit: str) -> tuple[int, list[obj
 async def test_a_full_disk_refuses_the_write_and_keeps_the_rest(tmp_path: Path) -> None:
     """A limit on the size of files stands in for the disk; SQLite sees the same failing write."""
     path = tmp_path / "full" / "catalog.db"
-    created, failures = await child(tmp_path, path, limit="200000")
+    created, failures = await child(tmp_path, path, limit="600000")
     (name, code, message), readable = failures  # type: ignore[misc]
     assert (name, code) == ("SetupError", "disk_full")
     assert "Free space" in message

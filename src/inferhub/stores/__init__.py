@@ -5,17 +5,25 @@ Opened by assembly and the CLI. No store is on the request path: the gateway rea
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inferhub.core.errors import SetupError
 from inferhub.settings.nearest import did_you_mean
 
 if TYPE_CHECKING:
+    from inferhub.stores.cache.tiered import State, TieredAnswers
     from inferhub.stores.catalog.base import Catalog
+    from inferhub.stores.counters.base import Counters
+    from inferhub.stores.events.base import EventStream
+    from inferhub.stores.usage.base import UsageStore
 
 # Imported on use: the database toolkit takes half a second that `inferhub --help` does not have.
-_CATALOGS = {"sqlite": "inferhub.stores.catalog.sqlite"}
+_CATALOGS = {
+    "postgresql": "inferhub.stores.catalog.postgres",
+    "sqlite": "inferhub.stores.catalog.sqlite",
+}
 
 
 async def open_catalog(url: str) -> Catalog:
@@ -25,6 +33,8 @@ async def open_catalog(url: str) -> Catalog:
     """
     scheme, separator, _ = url.partition("://")
     if not separator or scheme not in _CATALOGS:
+        # Not a character more: behind a colon there may be a password.
+        scheme = scheme.partition(":")[0]
         raise SetupError(
             f"catalog_url starts with {scheme[:40]!r}, which is no catalog; "
             f"available: {', '.join(sorted(_CATALOGS))}.{did_you_mean(scheme, _CATALOGS)}",
@@ -32,3 +42,100 @@ async def open_catalog(url: str) -> Catalog:
         )
     catalog: Catalog = await import_module(_CATALOGS[scheme]).open_catalog(url)
     return catalog
+
+
+_USAGE = {
+    "clickhouse": "inferhub.stores.usage.clickhouse",
+    "clickhouses": "inferhub.stores.usage.clickhouse",
+    "postgresql": "inferhub.stores.usage.postgres",
+    "sqlite": "inferhub.stores.usage.sqlite",
+}
+_EVENTS = {"kafka": "inferhub.stores.events.kafka"}
+
+
+async def open_usage(url: str) -> UsageStore:
+    """Open and, where needed, migrate the usage store behind `url`; close it with `await store.close()`.
+
+    Raises `SetupError` with the remedy; its `wire_code` is `store_unreachable` where only the server is away.
+    """
+    store: UsageStore = await _module(url, _USAGE, "usage_url").open_usage(url)
+    return store
+
+
+async def open_events(url: str) -> EventStream:
+    """Connect to the event stream behind `url`; close it with `await stream.close()`.
+
+    Raises `SetupError` with the remedy; its `wire_code` is `store_unreachable` where only the server is away.
+    """
+    stream: EventStream = await _module(url, _EVENTS, "events_url").open_events(url)
+    return stream
+
+
+_COUNTERS = {
+    "memory": "inferhub.stores.counters.memory",
+    "redis": "inferhub.stores.counters.redis",
+    "rediss": "inferhub.stores.counters.redis",
+    "sqlite": "inferhub.stores.counters.sqlite",
+}
+
+
+async def open_counters(url: str) -> Counters:
+    """Open the counters behind `url`; close them with `await counters.close()`.
+
+    Raises `SetupError` with the remedy. A Redis that is away is no error: it is connected to on first use.
+    """
+    counters: Counters = await _module(url, _COUNTERS, "counters_url").open_counters(url)
+    return counters
+
+
+_ANSWERS = {
+    "memory": "inferhub.stores.cache.memory",
+    "redis": "inferhub.stores.cache.redis",
+    "rediss": "inferhub.stores.cache.redis",
+    "sqlite": "inferhub.stores.cache.sqlite",
+}
+
+
+async def open_answers(
+    url: str,
+    *,
+    pepper: bytes,
+    memory_bytes: int,
+    on_change: Callable[[State], None] = lambda _: None,
+) -> TieredAnswers:
+    """Open the answers behind `url`, with this process's memory in front; close with `await answers.close()`.
+
+    What leaves the process is sealed under a secret made of `pepper`. Raises `SetupError` with the remedy.
+    A Redis that is away is no error: it is connected to on first use.
+    """
+    from inferhub.stores.cache.memory import MemoryAnswers
+    from inferhub.stores.cache.sealed import SealedAnswers
+    from inferhub.stores.cache.tiered import TieredAnswers
+
+    memory = MemoryAnswers(memory_bytes)
+    module = _module(url, _ANSWERS, "cache_url")
+    if url.startswith("memory://"):
+        return TieredAnswers(memory, None)
+    shared = await module.open_shared(url)
+    return TieredAnswers(memory, SealedAnswers(shared, pepper), on_change=on_change)
+
+
+def _module(url: str, known: Mapping[str, str], setting: str) -> Any:
+    """What answers for the scheme of `url`. Never repeats the URL: it may hold a password."""
+    scheme = url.partition("://")[0] if "://" in url else ""
+    if scheme not in known:
+        scheme = scheme.partition(":")[0]
+        raise SetupError(
+            f"{setting} starts with {scheme[:40]!r}; available: {', '.join(sorted(known))}."
+            f"{did_you_mean(scheme, known)}",
+            param=setting,
+        )
+    try:
+        return import_module(known[scheme])
+    except ModuleNotFoundError as error:
+        extra = {"postgresql": "postgres", "clickhouses": "clickhouse", "rediss": "redis"}.get(scheme, scheme)
+        raise SetupError(
+            f"{setting} needs a package that is not installed here ({error.name}): "
+            f"pip install 'inferhub[{extra}]'.",
+            param=setting,
+        ) from error

@@ -19,9 +19,10 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from inferhub.core.errors import CatalogCorrupt, InferHubError, ServingError, SetupError
+from inferhub.core.errors import CatalogCorrupt, InferHubError, SetupError, StoreFailed
 from inferhub.stores.catalog import migrations
 from inferhub.stores.catalog.sql import SqlCatalog
+from inferhub.stores.catalog.sql.session import Database
 
 BUSY_TIMEOUT_S = 10.0
 READERS = 2
@@ -49,10 +50,11 @@ async def open_catalog(url: str) -> SqlCatalog:
     except BaseException as error:
         await writer.dispose()
         await reader.dispose()
-        if isinstance(error, SQLAlchemyError):
-            raise translate(error) from error
+        ours = translate(error)
+        if ours is not None:
+            raise ours from error
         raise
-    return SqlCatalog(writer, reader, translate)
+    return SqlCatalog(Database(writer, reader, translate))
 
 
 def _path(url: str) -> Path:
@@ -132,24 +134,17 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 def _migrate(connection: Connection, path: Path) -> None:
-    revision = migrations.current(connection)
-    if revision == migrations.HEAD:
-        return
-    if revision is not None and revision not in migrations.known():
-        raise SetupError(
-            f"The catalog {path} was made by a newer InferHub (schema {revision}, this one knows "
-            f"{migrations.HEAD}). Upgrade InferHub, or restore a backup of that file.",
-            param="catalog_url",
-        )
-    migrations.upgrade(connection)
+    migrations.bring_up(connection, f"The catalog {path}", "restore a backup of that file")
 
 
-def _translate(path: Path, error: SQLAlchemyError) -> InferHubError:
+def _translate(path: Path, error: BaseException) -> InferHubError | None:
     if isinstance(error, PoolTimeout):
         return _busy(path)
     if isinstance(error, DBAPIError) and isinstance(error.orig, sqlite3.Error):
         return _translate_sqlite(path, error.orig)
-    return ServingError(f"The catalog {path} failed: {type(error).__name__}.", code="catalog_failed")
+    if not isinstance(error, SQLAlchemyError):
+        return None
+    return StoreFailed(f"The catalog {path} failed: {type(error).__name__}.", code="catalog_failed")
 
 
 def _translate_sqlite(path: Path, error: sqlite3.Error) -> InferHubError:
@@ -169,11 +164,11 @@ def _translate_sqlite(path: Path, error: sqlite3.Error) -> InferHubError:
             "folder, or choose another data_dir.",
             param="catalog_url",
         )
-    return ServingError(f"The catalog {path} failed: {error}.", code="catalog_failed")
+    return StoreFailed(f"The catalog {path} failed: {error}.", code="catalog_failed")
 
 
 def _busy(path: Path) -> InferHubError:
-    return ServingError(
+    return StoreFailed(
         f"The catalog {path} was busy for {BUSY_TIMEOUT_S:g} s; try again.", code="catalog_busy"
     )
 

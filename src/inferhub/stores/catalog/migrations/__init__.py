@@ -1,6 +1,6 @@
 """Schema changes of the catalog, run by Alembic inside one transaction.
 
-`sqlite.open_catalog` asks `current` and upgrades; downgrades are for tests and for operators who go back.
+`sqlite` and `postgres` ask `current` and upgrades; downgrades are for tests and for operators who go back.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import inspect, text
 
+from inferhub.core.errors import SetupError
+
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy import Connection
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision. Stated, so that an up-to-date catalog opens without importing Alembic."""
 
 
@@ -30,6 +32,20 @@ def known() -> frozenset[str]:
     from alembic.script import ScriptDirectory
 
     return frozenset(script.revision for script in ScriptDirectory(str(_FOLDER)).walk_revisions())
+
+
+def bring_up(connection: Connection, whose: str, remedy: str) -> None:
+    """Upgrade where needed. Raises `SetupError`, with the remedy, for the schema of a newer InferHub."""
+    revision = current(connection)
+    if revision == HEAD:
+        return
+    if revision is not None and revision not in known():
+        raise SetupError(
+            f"{whose} was made by a newer InferHub (schema {revision[:40]}, this one knows {HEAD}). "
+            f"Upgrade InferHub, or {remedy}.",
+            param="catalog_url",
+        )
+    upgrade(connection)
 
 
 def upgrade(connection: Connection, target: str = "head") -> None:
