@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from inferhub.cli._context import load
 from inferhub.cli._flags import Json, new_app, setting_names, with_settings
-from inferhub.cli._serving import run_service
+from inferhub.cli._serving import Herald, run_service, spec_text
+
+if TYPE_CHECKING:
+    from inferhub.settings import Loaded
 
 app = new_app()
 
 _OF_WORKERS = ("worker_listen", "worker_id", "cache_dir", "weights_mirror", "strict_local_transport")
+_MODULE = "inferhub.cli._gateway_process"
 
 
 @app.command(
@@ -18,6 +23,7 @@ _OF_WORKERS = ("worker_listen", "worker_id", "cache_dir", "weights_mirror", "str
 Examples:
   inferhub gateway --worker 127.0.0.1:50051
   inferhub gateway --worker gpu-1:50051 --worker gpu-2:50051 --worker-token-file token --spec hub.yaml
+  inferhub gateway --worker gpu-1:50051 --processes 4
 \b
 Start the workers first: inferhub worker --listen HOST:PORT"""
 )
@@ -28,4 +34,24 @@ def gateway(*, json: Json = False, flags: Mapping[str, Any]) -> None:
     The gateway holds the API keys and the spec, and tells its workers which models to load. Remote
     models, such as a cloud provider's, run beside the gateway itself.
     """
-    run_service("gateway", flags, as_json=json)
+    loaded = load(flags)
+    if loaded.settings.processes == 1:
+        run_service("gateway", flags, as_json=json)
+    else:
+        _run_processes(loaded, as_json=json)
+
+
+def _run_processes(loaded: Loaded, *, as_json: bool) -> None:
+    """This process only looks after the others, so it loads none of what they need to serve."""
+    import asyncio
+
+    from inferhub.supervisor.service import supervise
+    from inferhub.telemetry.logging import configure_logging
+
+    settings = loaded.settings
+    configure_logging(settings.log_level, settings.log_format)
+    text = spec_text(settings, None)
+    with Herald("gateway", settings, as_json=as_json) as herald:
+        asyncio.run(
+            supervise(loaded, text, module=_MODULE, announce=herald.announce, on_progress=herald.loading)
+        )

@@ -5,19 +5,49 @@ Called by assembly, which owns the signals.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.protocol import bounded_protocol
-from inferhub.telemetry.ports import listen
+from inferhub.gateway.turns import Acceptor, Turns
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config, turns: Turns | None) -> None:
+        super().__init__(config)
+        self._turns = turns
+        self._acceptors: list[Acceptor] = []
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does it, but for a socket that other processes accept from as well."""
+        await super().startup([] if self._turns else sockets)
+        if self._turns:
+            connections = self.server_state.connections
+            self._acceptors = [
+                Acceptor(listener, self._protocol, self._turns, connections) for listener in sockets or ()
+            ]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self.stop_accepting()
+        await super().shutdown(sockets)
+
+    def stop_accepting(self) -> None:
+        """At once; may be repeated."""
+        while self._acceptors:
+            self._acceptors.pop().close()
+        for server in getattr(self, "servers", ()):
+            server.close()
+
+    def _protocol(self) -> asyncio.Protocol:
+        make: Callable[..., asyncio.Protocol] = self.config.http_protocol_class
+        return make(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Assembly handles signals: several services share this process."""
@@ -25,10 +55,11 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Binds at once, so that a taken port is known before any model is loaded."""
+    """Serves what comes in on `listener`: its own socket, or its copy of one that processes share."""
 
-    def __init__(self, host: str, port: int) -> None:
-        self._socket: socket.socket = listen(host, port)
+    def __init__(self, listener: socket.socket, turns: Turns | None = None) -> None:
+        self._socket = listener
+        self._turns = turns
         self.port: int = self._socket.getsockname()[1]
         self._server: _Server | None = None
 
@@ -51,13 +82,12 @@ class HttpServer:
             timeout_graceful_shutdown=max(1, round(drain_grace_s)),
             backlog=2048,
         )
-        self._server = _Server(config)
+        self._server = _Server(config, self._turns)
         try:
             await self._server.serve(sockets=[self._socket])
         finally:
             # Also when this task is cancelled, which uvicorn does not clean up after.
-            for server in getattr(self._server, "servers", ()):
-                server.close()
+            self._server.stop_accepting()
             self._socket.close()
 
     def stop(self) -> None:

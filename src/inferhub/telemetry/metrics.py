@@ -79,6 +79,20 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.store_up = Gauge(
+            "inferhub_store_up",
+            "1 while a store is used as it should be, 0 while the gateway does without it.",
+            ["store"],
+            registry=registry,
+        )
+        self.spool_bytes = Gauge(
+            "inferhub_spool_backlog_bytes",
+            "Usage that is written down here and not yet in the stores behind.",
+            registry=registry,
+        )
+        self.spool_oldest = Gauge(
+            "inferhub_spool_oldest_age_seconds", "Age of the oldest of it.", registry=registry
+        )
         self._series: dict[tuple[str, str], Series] = {}
 
     def series(self, modality: str, model: str) -> Series:

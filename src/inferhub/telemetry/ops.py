@@ -10,18 +10,26 @@ import json
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Protocol
 
 from inferhub.core.errors import PortTaken
-from inferhub.telemetry.metrics import Metrics
 
 _PORTS_TRIED = 32
+
+
+class Exposition(Protocol):
+    """The metrics of one process, or of several as one."""
+
+    def exposition(self) -> bytes:
+        """Prometheus' text format; called from any thread."""
+        ...
 
 
 class OpsServer:
     """Serves until `stop`. A taken port is not fatal: the next free one is used and reported."""
 
     def __init__(
-        self, host: str, port: int, metrics: Metrics, readiness: Callable[[], Mapping[str, object]]
+        self, host: str, port: int, metrics: Exposition, readiness: Callable[[], Mapping[str, object]]
     ) -> None:
         self._server = _bind(host, port, _handler(metrics, readiness))
         self.port: int = self._server.server_address[1]
@@ -52,7 +60,9 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = False
 
 
-def _handler(metrics: Metrics, readiness: Callable[[], Mapping[str, object]]) -> type[BaseHTTPRequestHandler]:
+def _handler(
+    metrics: Exposition, readiness: Callable[[], Mapping[str, object]]
+) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         timeout = 10
 
