@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from inferhub.core.quota import MAX_LIMIT, Claim, Meter, Refusal, Reservation, Unit, Window
 from inferhub.stores import open_counters
 from inferhub.stores.counters import memory, redis, sqlite
-from inferhub.stores.counters.base import HOLD_RETRY_S, LEASE_S, Counters
+from inferhub.stores.counters.base import BLOCK, HOLD_RETRY_S, LEASE_S, Counters
 from inferhub.stores.counters.window import Instant
 
 NOON = int(datetime(2026, 1, 15, 12, tzinfo=UTC).timestamp() * 1000)
@@ -472,6 +472,19 @@ async def test_a_call_settled_long_after_everything_is_still_paid(place: Place, 
     place.time.advance(2 * 3600)
     await counters.settle(late, {BUDGET.key: 250, TPD.key: 100, TPM.key: 0})
     assert await used(counters, BUDGET, TPD, TPM, CONCURRENT) == [250, 100, 0, 0]
+
+
+async def test_a_lapsed_block_of_money_counts_as_spent_once(place: Place, counters: Counters) -> None:
+    block = await counters.reserve(f"{BLOCK}dead-1", [Claim(BUDGET, 300), Claim(CONCURRENT, 4)])
+    assert isinstance(block, Reservation)
+    place.time.advance(LEASE_S + 1)
+    assert await used(counters, BUDGET, CONCURRENT) == [300, 0]
+    # The process was only away for long: what it says now can neither be added nor taken back.
+    await counters.renew([block])
+    await counters.settle(block, {BUDGET.key: 100})
+    assert await used(counters, BUDGET) == [300]
+    await refuse(counters, (BUDGET, 701))
+    await reserve(counters, (BUDGET, 700))
 
 
 async def test_renewing_holds_on(place: Place, counters: Counters) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,7 +18,7 @@ from inferhub.core.tenancy import Principal, Role
 from inferhub.core.usage import Usage
 from inferhub.modalities import modalities
 from inferhub.modalities.tokens import DEFAULT_OUTPUT_TOKENS
-from inferhub.pipeline.admit import Admit, _with
+from inferhub.pipeline.admit import Admit
 from inferhub.pipeline.limiter import Limiter, QuotaBook
 from inferhub.pipeline.onion import build
 from inferhub.stores.counters.memory import MemoryCounters
@@ -187,10 +188,36 @@ async def test_of_many_calls_at_once_only_so_many_run() -> None:
     assert await limits.used() == [0]
 
 
-def test_a_call_with_a_reservation_is_otherwise_the_same() -> None:
-    call = call_of()
-    assert _with(call, None) == call  # type: ignore[arg-type]
-    assert call.reservation is None
+async def _let_in(limits: Limits, call: Call) -> Call:
+    seen: list[Call] = []
+
+    async def inner(call: Call, emit: Emit) -> None:
+        seen.append(call)
+
+    await build([limits.ring], metered(limits, inner))(call, Collector())
+    return seen[0]
+
+
+async def test_a_call_with_a_reservation_is_otherwise_the_same() -> None:
+    call = call_of(max_tokens=5)
+    let_in = await _let_in(Limits(*QUOTAS), call)
+    assert let_in.reservation is not None
+    assert replace(let_in, reservation=None) == call
+
+
+@pytest.mark.parametrize("quotas", [(TOKENS,), (MONEY,)])
+async def test_who_pays_for_length_cannot_leave_it_open(quotas: tuple[Quota, ...]) -> None:
+    let_in = await _let_in(Limits(*quotas), call_of(seed=7))
+    assert let_in.request.max_output_tokens == DEFAULT_OUTPUT_TOKENS
+    sent = json.loads(let_in.body)
+    assert sent.pop("max_completion_tokens") == DEFAULT_OUTPUT_TOKENS
+    assert sent == json.loads(call_of(seed=7).body)
+
+
+async def test_nobody_else_is_cut_short() -> None:
+    let_in = await _let_in(Limits(SLOTS), call_of())
+    assert let_in.request.max_output_tokens is None
+    assert let_in.body == call_of().body
 
 
 # --- estimates -----------------------------------------------------------------------------------

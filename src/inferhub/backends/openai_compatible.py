@@ -235,7 +235,7 @@ class OpenAICompatible(Backend):
         return fields
 
     async def _post(self, call: Call, fields: dict[str, msgspec.Raw], head_timeout_s: float) -> Answer:
-        headers = {"idempotency-key": call.id}
+        headers = {"idempotency-key": call.key}
         if call.traceparent:
             headers["traceparent"] = call.traceparent
         try:

@@ -7,10 +7,11 @@ Everyone imports this module; it imports only its sibling nouns.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
 
+from inferhub.core.clock import new_id
 from inferhub.core.quota import Reading, Reservation
 from inferhub.core.tenancy import Principal
 from inferhub.core.usage import Usage
@@ -66,7 +67,7 @@ class Call:
     """One request on its way down. Derive a changed one with `dataclasses.replace`; never mutate."""
 
     id: str
-    """Also the `x-request-id` that the client sees."""
+    """The `x-request-id`. A client may choose it, so it names nothing that matters."""
     modality: str
     """Name of a `Modality`, for example `chat`."""
     model: str
@@ -90,3 +91,5 @@ class Call:
     cache: Literal["auto", "on", "off", "semantic"] = "auto"
     """The client's wish: `on` also answers from the cache what is not deterministic, `semantic` also what
     was asked in other words."""
+    key: str = field(default_factory=lambda: new_id("call"))
+    """Names the call in the ledger and, over all attempts, to upstreams that do nothing twice."""

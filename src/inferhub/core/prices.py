@@ -93,18 +93,20 @@ def _plain(value: object) -> str:
     return str(value.normalize()) if isinstance(value, Decimal) else str(value)
 
 
-def check_price_dates(old: Sequence[Price], new: Sequence[Price], now_s: float) -> None:
+def check_price_dates(
+    old: Sequence[Price], new: Sequence[Price], now_s: float, places: Sequence[str] = ()
+) -> None:
     """Refuse rows, new or changed, that begin before today (UTC): calls since then are billed already.
 
     A row without a date is no date in the past: it is valid since ever where the model had no price, and
     where it changes a price it changes it from now on. Events keep what they were billed. Raises
-    `SetupError` naming every such row.
+    `SetupError` naming every such row, and its place where `places` has one for each of `new`.
     """
     known = {(price.model, price.valid_from, price.version) for price in old}
     today_s = int(now_s) // _DAY_S * _DAY_S
     late = [
-        f"{price.model!r} from {_day(price.valid_from)}"
-        for price in new
+        f"{place}{price.model!r} from {_day(price.valid_from)}"
+        for price, place in zip(new, [f"{p}: " for p in places] or [""] * len(new), strict=True)
         if 0 < price.valid_from < today_s and (price.model, price.valid_from, price.version) not in known
     ]
     if late:

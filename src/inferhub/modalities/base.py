@@ -52,6 +52,9 @@ class Modality:
     estimate: Callable[[Any, int], Usage]
     """(request, bytes of its body) → what the call will use at most, cheaply. More than zero for every unit
     that it may use: limits reserve this before the call, and settle what was really used after it."""
+    cap: Callable[[Any, bytes], tuple[Any, bytes]] | None
+    """(request, body) → both with the answer limited to what `estimate` counts on, where the client set no
+    limit; None where an answer's length is not for anybody to choose."""
     fold: Callable[[Any, Envelope, Sequence[Any], Usage], bytes]
     """(request, envelope, deltas, usage) → the whole answer as JSON."""
     writer: Callable[[Any, Envelope], StreamWriter] | None

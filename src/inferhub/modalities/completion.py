@@ -20,6 +20,7 @@ from inferhub.modalities.tokens import (
     input_tokens,
     split,
     token_usage,
+    with_field,
 )
 
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -119,6 +120,13 @@ def _estimate(request: CompletionRequest, _body_bytes: int) -> Usage:
     return Usage(prompt, choices * each, source="estimated")
 
 
+def _cap(request: CompletionRequest, body: bytes) -> tuple[CompletionRequest, bytes]:
+    if request.max_tokens is not None:
+        return request, body
+    capped = msgspec.structs.replace(request, max_tokens=DEFAULT_OUTPUT_TOKENS)
+    return capped, with_field(body, "max_tokens", DEFAULT_OUTPUT_TOKENS)
+
+
 _encode = msgspec.json.Encoder().encode
 
 
@@ -176,6 +184,7 @@ MODALITY = Modality(
     check=_check,
     requires=_requires,
     estimate=_estimate,
+    cap=_cap,
     fold=_fold,
     writer=_Writer,
     features=(

@@ -123,6 +123,7 @@ MODALITY = Modality(
     check=_check,
     requires=_requires,
     estimate=_estimate,
+    cap=None,
     fold=_fold,
     writer=None,
     features=("token_inputs", "dimensions"),

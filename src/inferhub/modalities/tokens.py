@@ -12,6 +12,13 @@ TextOrTokens = str | list[str | int | list[int]]
 """One text, many texts, one list of token ids, or many. The decoder cannot say "all alike"; `split` does."""
 
 
+def with_field(body: bytes, name: str, value: int) -> bytes:
+    """A JSON object with one field more, everything else as it was written."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields[name] = msgspec.Raw(str(value).encode())
+    return msgspec.json.encode(fields)
+
+
 def split(given: TextOrTokens, param: str) -> list[str | list[int]]:
     """The inputs one by one, whichever of the four shapes the client used. Raises `Invalid`."""
     if isinstance(given, str):
@@ -29,9 +36,9 @@ def split(given: TextOrTokens, param: str) -> list[str | list[int]]:
 
 
 DEFAULT_OUTPUT_TOKENS = 1024
-"""What a choice is taken to be as long as, where the client sets no limit."""
+"""The most that a choice may have where the client sets no limit and the caller has one."""
 
-_BYTES_PER_TOKEN = 3
+BYTES_PER_TOKEN = 3
 # Beginning and end of a text, and what a template puts around it.
 _FRAME_TOKENS = 4
 
@@ -39,12 +46,12 @@ _FRAME_TOKENS = 4
 def text_tokens(text: str) -> int:
     """More than nearly every tokenizer makes of it: a token has 4 bytes in English, 3 in code and CJK."""
     size = len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
-    return size // _BYTES_PER_TOKEN + _FRAME_TOKENS
+    return size // BYTES_PER_TOKEN + _FRAME_TOKENS
 
 
 def bytes_tokens(size: int) -> int:
     """The same for text of which only the length in bytes is known."""
-    return size // _BYTES_PER_TOKEN + _FRAME_TOKENS
+    return size // BYTES_PER_TOKEN + _FRAME_TOKENS
 
 
 def input_tokens(given: TextOrTokens) -> int:

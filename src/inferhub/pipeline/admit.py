@@ -11,9 +11,11 @@ from operator import attrgetter
 
 from inferhub.core.call import Call, Chunk, Emit, Handler, Started
 from inferhub.core.errors import Forbidden, InferHubError, ModelNotFound, Overloaded
-from inferhub.core.quota import Reservation
+from inferhub.core.quota import Reservation, Unit
+from inferhub.core.tenancy import Principal
 from inferhub.core.usage import Usage
 from inferhub.modalities import modalities
+from inferhub.modalities.tokens import BYTES_PER_TOKEN
 from inferhub.pipeline.limiter import Limiter
 
 Cost = Callable[[str, str, Usage], int]
@@ -33,6 +35,7 @@ class Admit:
         self._limiter = limiter
         self._cost = cost
         self._estimates = {name: modality.estimate for name, modality in modalities().items()}
+        self._caps = {name: modality.cap for name, modality in modalities().items()}
 
     async def __call__(self, call: Call, emit: Emit, inner: Handler) -> None:
         check_allowed(call)
@@ -50,7 +53,9 @@ class Admit:
 
     async def _limited(self, limiter: Limiter, call: Call, emit: Emit, inner: Handler) -> None:
         estimate = self._estimates[call.modality](call.request, len(call.body))
-        cost_nano_usd = self._cost(call.model, call.modality, estimate)
+        # Money is never spent beyond what was reserved, so here a text has a token for each of its bytes.
+        dearest = replace(estimate, input_tokens=estimate.input_tokens * BYTES_PER_TOKEN)
+        cost_nano_usd = self._cost(call.model, call.modality, dearest)
         reservation = await limiter.reserve(call.principal, estimate, cost_nano_usd, call.modality)
         if reservation is None:
             return await inner(call, emit)
@@ -60,7 +65,7 @@ class Admit:
             await emit(replace(chunk, readings=readings) if isinstance(chunk, Started) else chunk)
 
         try:
-            return await inner(_with(call, reservation), announce)
+            return await inner(self._bound(call, reservation), announce)
         except InferHubError as error:
             error.readings = error.readings or readings
             raise
@@ -68,17 +73,24 @@ class Admit:
             # Nothing happens where the meter ring has settled it already.
             await limiter.settle(reservation, _NOTHING, 0)
 
+    def _bound(self, call: Call, reservation: Reservation) -> Call:
+        """The call with what was reserved for it, and no way to use more."""
+        cap = self._caps[call.modality]
+        request, body = call.request, call.body
+        if cap is not None and any(claim.meter.unit in _OF_LENGTH for claim in reservation.claims):
+            request, body = cap(request, body)
+        # `replace`, in a third of its time: this is half of what admitting a call costs.
+        values = list(_VALUES(call))
+        values[_REQUEST], values[_BODY], values[_RESERVATION] = request, body, reservation
+        return Call(*values)
 
-def _with(call: Call, reservation: Reservation) -> Call:
-    """`replace`, in a third of its time: this is half of what admitting a call costs."""
-    values = list(_VALUES(call))
-    values[_RESERVATION] = reservation
-    return Call(*values)
+
+_OF_LENGTH = (Unit.TOKENS, Unit.USD)
 
 
 _FIELDS = [field.name for field in fields(Call)]
 _VALUES = attrgetter(*_FIELDS)
-_RESERVATION = _FIELDS.index("reservation")
+_REQUEST, _BODY, _RESERVATION = map(_FIELDS.index, ("request", "body", "reservation"))
 
 
 def check_allowed(call: Call) -> None:
@@ -91,9 +103,14 @@ def check_allowed(call: Call) -> None:
     scope = f"inference:{call.modality}"
     if not principal.may(scope):
         raise Forbidden(f"This key has no scope {scope!r}, which {modalities()[call.modality].path} needs.")
-    if not principal.may_call(call.model):
+    check_model(principal, call.model)
+
+
+def check_model(principal: Principal, model: str) -> None:
+    """Raises the `ModelNotFound` that `check_allowed` speaks of."""
+    if not principal.may_call(model):
         mine = ", ".join(sorted(principal.models or ())[:10])
         raise ModelNotFound(
-            f"The model {call.model[:128]!r} does not exist, or this key may not call it. "
+            f"The model {model[:128]!r} does not exist, or this key may not call it. "
             f"It may call: {mine or 'none'}."
         )

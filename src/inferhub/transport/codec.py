@@ -55,6 +55,7 @@ class Codec:
             principal=pb.Principal(key_id=call.principal.key_id, role=call.principal.role.value),
             remaining_s=call.deadline_s - time.monotonic(),
             stream=call.stream,
+            key=call.key,
         )
 
     def decode_call(self, message: pb.InferRequest, traceparent: str | None) -> Call:
@@ -78,6 +79,7 @@ class Codec:
             deadline_s=time.monotonic() + message.remaining_s,
             stream=message.stream,
             traceparent=traceparent,
+            key=message.key,
         )
 
     def encode_chunk(self, chunk: Chunk) -> pb.Chunk:

@@ -15,7 +15,7 @@ from inferhub.modalities.chat.deltas import (
     ToolCallDelta,
     TopLogprob,
 )
-from inferhub.modalities.chat.estimate import estimate
+from inferhub.modalities.chat.estimate import cap, estimate
 from inferhub.modalities.chat.request import (
     AllowedTools,
     AudioPart,
@@ -79,6 +79,7 @@ MODALITY = Modality(
     check=check,
     requires=requires,
     estimate=estimate,
+    cap=cap,
     fold=fold,
     writer=ChatWriter,
     features=(

@@ -1,6 +1,7 @@
 """What a chat call will use at most, guessed from its request without a tokenizer. Read by admission only.
 
-Errs upwards: a limit reserves this much before the call and gives back what was not used after it.
+Errs upwards: a limit reserves this much before the call and gives back what was not used after it. What no
+request says, how long the answer gets, `cap` settles.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from inferhub.modalities.chat.request import (
     SchemaFormat,
     TextPart,
 )
-from inferhub.modalities.tokens import DEFAULT_OUTPUT_TOKENS, bytes_tokens, text_tokens
+from inferhub.modalities.tokens import DEFAULT_OUTPUT_TOKENS, bytes_tokens, text_tokens, with_field
 
 IMAGE_TOKENS = 1500
 """A large picture at high detail, for the common vision models."""
@@ -48,6 +49,14 @@ def estimate(request: ChatRequest, _body_bytes: int) -> Usage:
     tokens += _forms(request)
     each = request.max_output_tokens or DEFAULT_OUTPUT_TOKENS
     return Usage(tokens, each * (request.n or 1), source="estimated", audio_ms=audio_ms)
+
+
+def cap(request: ChatRequest, body: bytes) -> tuple[ChatRequest, bytes]:
+    """Both with an end to the answer where the client set none."""
+    if request.max_output_tokens is not None:
+        return request, body
+    capped = msgspec.structs.replace(request, max_completion_tokens=DEFAULT_OUTPUT_TOKENS)
+    return capped, with_field(body, "max_completion_tokens", DEFAULT_OUTPUT_TOKENS)
 
 
 def _part(part: Part) -> tuple[int, int]:

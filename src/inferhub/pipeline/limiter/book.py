@@ -5,19 +5,22 @@ Read by `Limiter` with every call, so the answer is worked out once a caller. Ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from inferhub.core.quota import Level, Meter, Quota, Unit, Window
 from inferhub.core.tenancy import Principal
 from inferhub.pipeline.limiter.amounts import Plan
 
 _MAX_CALLERS = 100_000
+_MAX_SUBJECTS = 100
 
 
 class QuotaBook:
     """An immutable snapshot of all quotas."""
 
-    def __init__(self, quotas: Iterable[Quota] = ()) -> None:
+    def __init__(self, quotas: Iterable[Quota] = (), forebears: Mapping[str, str] | None = None) -> None:
+        """`forebears` leads from a key that replaced another one to that one."""
+        self._forebears = forebears or {}
         self._by_subject: dict[tuple[str, Level, str], dict[str, Meter]] = {}
         self._callers: dict[tuple[str, str, str], Plan] = {}
         for quota in quotas:
@@ -41,11 +44,15 @@ class QuotaBook:
 
     def _resolve(self, caller: tuple[str, str, str]) -> Plan:
         tenant, project, key = caller
-        subjects: tuple[tuple[str, Level, str], ...] = (
+        subjects: list[tuple[str, Level, str]] = [
             (tenant, "tenant", tenant),
             (tenant, "project", project),
             (tenant, "key", key),
-        )
+        ]
+        # A key that was rotated keeps its limits, and while both work they share them.
+        while key in self._forebears and len(subjects) < _MAX_SUBJECTS:
+            key = self._forebears[key]
+            subjects.append((tenant, "key", key))
         plan = Plan([m for s in subjects for m in self._by_subject.get(s, {}).values()])
         if len(self._callers) >= _MAX_CALLERS:
             self._callers.clear()

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from inferhub.core.errors import StoreFailed
 from inferhub.core.quota import Claim, Meter, Reading, Refusal, Reservation, Unit, Window
 from inferhub.pipeline.limiter.account import Account, Cell
-from inferhub.stores.counters.base import Counters, is_held
+from inferhub.stores.counters.base import BLOCK, Counters, is_held
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Leased:
         self._open: dict[str, _Open] = {}
         self._returns: deque[tuple[Reservation, dict[str, int], float]] = deque()
         self._refills: set[asyncio.Task[None]] = set()
-        self._prefix = f"blk_{secrets.token_hex(8)}"
+        self._prefix = f"{BLOCK}{secrets.token_hex(8)}"
         self._blocks = 0
         self._tidying = asyncio.Lock()
 

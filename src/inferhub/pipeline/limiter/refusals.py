@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from inferhub.core.errors import LimitReached, QuotaExceeded, RateLimited
 from inferhub.core.quota import NANO_USD, Meter, Refusal, Unit, Window
+from inferhub.modalities.tokens import DEFAULT_OUTPUT_TOKENS
 
 _NOUN = {
     Unit.REQUESTS: "requests",
@@ -15,6 +16,15 @@ _NOUN = {
     Unit.PIXELS: "pixels",
     Unit.USD: "budget",
 }
+_REMEDY = {
+    Unit.TOKENS: f"Send a lower 'max_tokens' ({DEFAULT_OUTPUT_TOKENS} where it is left out)",
+    Unit.USD: f"Send a lower 'max_tokens' ({DEFAULT_OUTPUT_TOKENS} where it is left out)",
+    Unit.AUDIO_SECONDS: "Send less sound",
+    Unit.CHARACTERS: "Send less text",
+    Unit.IMAGES: "Ask for fewer images",
+    Unit.PIXELS: "Ask for smaller images",
+}
+"""What makes the same request need less."""
 _EVERY = {Window.NOW: "", Window.MINUTE: " per minute", Window.DAY: " per day", Window.MONTH: " per month"}
 
 
@@ -25,9 +35,12 @@ def refused(refusal: Refusal) -> LimitReached:
     error: LimitReached
     if claim.amount > meter.limit:
         # No retry time: the same request can never fit.
-        error = QuotaExceeded(f"Request too large for {what}: {numbers}.")
+        error = QuotaExceeded(f"Request too large for {what}: {numbers}. {_remedy(meter)}")
     elif meter.unit is Unit.USD:
-        error = QuotaExceeded(f"The {what} has no room for this request: {numbers}{_left(refusal)}.")
+        error = QuotaExceeded(
+            f"The {what} has no room for this request: {numbers}{_left(refusal)}. "
+            f"{_remedy(meter, is_used_up=_remaining(refusal) == 0)}"
+        )
     else:
         error = RateLimited(
             f"Rate limit reached for {what}: {numbers}{_left(refusal)}.", retry_after_s=refusal.retry_after_s
@@ -36,12 +49,23 @@ def refused(refusal: Refusal) -> LimitReached:
     return error
 
 
+def _remedy(meter: Meter, *, is_used_up: bool = False) -> str:
+    if is_used_up:
+        return f"Ask for a higher budget, or wait for the next {meter.window} (UTC)."
+    noun = "budget" if meter.unit is Unit.USD else "limit"
+    less = _REMEDY.get(meter.unit)
+    return f"{less}, or ask for a higher {noun}." if less else f"Ask for a higher {noun}."
+
+
 def _left(refusal: Refusal) -> str:
-    meter = refusal.claim.meter
-    for reading in refusal.readings:
-        if reading.meter.key == meter.key:
-            return f", left {_shown(meter, reading.remaining)}"
-    return ""
+    left = _remaining(refusal)
+    return "" if left is None else f", left {_shown(refusal.claim.meter, left)}"
+
+
+def _remaining(refusal: Refusal) -> int | None:
+    """Of the meter that refused."""
+    key = refusal.claim.meter.key
+    return next((reading.remaining for reading in refusal.readings if reading.meter.key == key), None)
 
 
 def _shown(meter: Meter, amount: int) -> str:

@@ -10,6 +10,9 @@ from typing import Protocol
 
 from inferhub.core.quota import MAX_LIMIT, Claim, Meter, Reading, Refusal, Reservation, Unit, Window
 
+BLOCK = "blk_"
+"""How the tickets of leased blocks begin. Money held by one that lapses counts as spent, all of it: its
+process died, and a budget must not forgive what nobody can tell any more."""
 LEASE_S = 30.0
 """A reservation of concurrency or budget that is neither settled nor renewed for so long is given back."""
 REMEMBER_S = 600.0

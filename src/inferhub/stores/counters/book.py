@@ -10,9 +10,9 @@ from typing import Protocol
 
 import msgspec
 
-from inferhub.core.quota import Claim, Meter, Reading, Refusal, Reservation
+from inferhub.core.quota import Claim, Meter, Reading, Refusal, Reservation, Unit, Window
 from inferhub.stores.counters import window
-from inferhub.stores.counters.base import LEASE_S, countable, is_held
+from inferhub.stores.counters.base import BLOCK, LEASE_S, countable, is_held
 from inferhub.stores.counters.window import Gauge, Instant
 
 _LEASE_MS = int(LEASE_S * 1000)
@@ -146,9 +146,21 @@ class Book:
 
     def _give_back_lapsed(self, now: Instant) -> None:
         for ticket, state in self._rows.lapsed(now):
+            if ticket.startswith(BLOCK):
+                self._spend_lapsed(state, now)
             self._release(state)
             state.due_ms = now.steady_ms + self._remember_ms
             self._rows.save_ticket(ticket, state)
+
+    def _spend_lapsed(self, block: Ticket, now: Instant) -> None:
+        for key, amount in block.holds.items():
+            unit, period = key.rsplit(":", 2)[1:]
+            if unit == Unit.USD:
+                meter = Meter(key, Unit.USD, Window(period), 0)
+                gauge = self._gauge(meter, now)
+                window.spend(gauge, meter, amount, now)
+                self._rows.save_gauge(key, gauge)
+                block.is_over = True
 
     def _release(self, ticket: Ticket) -> None:
         for key, amount in ticket.holds.items():

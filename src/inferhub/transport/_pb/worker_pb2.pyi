@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class InferRequest(_message.Message):
-    __slots__ = ("call_id", "modality", "model", "body", "principal", "remaining_s", "stream")
+    __slots__ = ("call_id", "modality", "model", "body", "principal", "remaining_s", "stream", "key")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -15,6 +15,7 @@ class InferRequest(_message.Message):
     PRINCIPAL_FIELD_NUMBER: _ClassVar[int]
     REMAINING_S_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     modality: str
     model: str
@@ -22,7 +23,8 @@ class InferRequest(_message.Message):
     principal: Principal
     remaining_s: float
     stream: bool
-    def __init__(self, call_id: _Optional[str] = ..., modality: _Optional[str] = ..., model: _Optional[str] = ..., body: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., remaining_s: _Optional[float] = ..., stream: _Optional[bool] = ...) -> None: ...
+    key: str
+    def __init__(self, call_id: _Optional[str] = ..., modality: _Optional[str] = ..., model: _Optional[str] = ..., body: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., remaining_s: _Optional[float] = ..., stream: _Optional[bool] = ..., key: _Optional[str] = ...) -> None: ...
 
 class Principal(_message.Message):
     __slots__ = ("key_id", "role")

@@ -137,6 +137,14 @@ local function turn(m, now)
   end
 end
 
+-- A lapsed block of money counts as spent, and its ticket is over.
+local function spend_lapsed(m, ticket, amount, now, lease)
+  if m.window ~= 'now' and string.sub(ticket, 1, 4) == 'blk_' then
+    m.used = math.min(MAX, m.used + amount)
+    redis.call('SET', string.match(m.key, '^(.-)m:') .. 't:' .. ticket, text(now) .. ' over', 'PX', 20 * lease)
+  end
+end
+
 -- Give back what lapsed. `e` is early where a call was renewed or is over, and then put right.
 local function lapse(m, now, lease)
   if m.held == 0 and m.earliest == 0 or now < m.earliest and m.earliest <= now + lease then
@@ -150,6 +158,7 @@ local function lapse(m, now, lease)
       till = number(till)
       if not till or till <= now then
         redis.call('HDEL', m.key, all[i])
+        spend_lapsed(m, string.sub(all[i], 3), number(amount) or 0, now, lease)
       else
         if till > now + lease then -- the clock was set back
           till = now + lease
