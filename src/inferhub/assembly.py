@@ -7,29 +7,41 @@ classes apart, with gRPC between them.
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
-import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
-import uvloop
-
+from inferhub.accounting import Accounting, Known, open_accounting
 from inferhub.backends import backend_class
 from inferhub.backends.base import check_options
-from inferhub.core.errors import SetupError
+from inferhub.core.audit import Act
+from inferhub.core.call import Handler
+from inferhub.core.errors import SetupError, UpstreamFailed
 from inferhub.core.models import ModelSpec
+from inferhub.core.prices import cost_nano_usd
 from inferhub.core.tenancy import Role
+from inferhub.core.usage import Usage
+from inferhub.egress import Fetcher, FetchLimits, check_url
+from inferhub.gateway.admin.desk import Desk
 from inferhub.gateway.app import GatewayParts, build_app
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.server import HttpServer
+from inferhub.gateway.tokens import TokenVerifier
+from inferhub.gateway.turns import Turns
 from inferhub.modalities import modalities
 from inferhub.pipeline import PipelineLimits, build_pipeline
+from inferhub.pipeline.attempt import Attempt
+from inferhub.pipeline.cache import Cache, Semantic
+from inferhub.pipeline.dispatch import Dispatch
+from inferhub.pipeline.meter import Meter
+from inferhub.pipeline.onion import build
+from inferhub.process import settle_memory, until_signalled
 from inferhub.registry.weights import Weights
 from inferhub.settings import Loaded, Settings
 from inferhub.settings.spec import load_spec
@@ -40,6 +52,7 @@ from inferhub.stores.catalog.pepper import load_pepper
 from inferhub.telemetry.loop_lag import watch_loop_lag
 from inferhub.telemetry.metrics import Metrics
 from inferhub.telemetry.ops import OpsServer
+from inferhub.telemetry.ports import listen
 from inferhub.telemetry.resources import devices
 from inferhub.transport.base import Transport
 from inferhub.transport.codec import Codec
@@ -65,6 +78,25 @@ class Ready:
 
 Announce = Callable[[Ready], None]
 Progress = Callable[[str], None]
+Readiness = Callable[[], Mapping[str, object]]
+
+
+@dataclass(frozen=True, slots=True)
+class Inherited:
+    """What one of several gateway processes has from its supervisor instead of making it itself."""
+
+    listener: socket.socket
+    turns: Turns
+    """Whose it is to accept from `listener`."""
+    ops_url: str
+    leads: bool
+    """Only one makes the first admin key."""
+    spec_revision: int | None
+    """The catalog's when the first process started; a spec applied since wins over the file's."""
+    prepared: Callable[[int], Awaitable[None]]
+    """Told the spec's revision; returns when the first key may be made, or has been."""
+    expose: Callable[[Metrics, Readiness], None]
+    """Takes the place of an operations port."""
 
 
 def check_model(spec: ModelSpec) -> None:
@@ -99,7 +131,12 @@ async def serve(
 
 
 async def gateway(
-    loaded: Loaded, spec_text: str | None, *, announce: Announce, on_progress: Progress = lambda _: None
+    loaded: Loaded,
+    spec_text: str | None,
+    *,
+    announce: Announce,
+    on_progress: Progress = lambda _: None,
+    inherited: Inherited | None = None,
 ) -> None:
     """The HTTP side alone; models run on the workers named in the setting `worker`."""
     from inferhub.transport.grpc import GrpcTransport, Limits
@@ -114,7 +151,15 @@ async def gateway(
         for target in dict.fromkeys(settings.worker)
     }
     async with AsyncExitStack() as stack:
-        await _serve_http(stack, loaded, spec_text, engines, announce=announce, on_progress=on_progress)
+        await _serve_http(
+            stack,
+            loaded,
+            spec_text,
+            engines,
+            announce=announce,
+            on_progress=on_progress,
+            inherited=inherited,
+        )
 
 
 async def worker(
@@ -136,11 +181,11 @@ async def worker(
         for model in spec.models if spec else ():
             on_progress(model.name)
             await service.load(model)
-        _settle_memory()
+        settle_memory()
         host = settings.worker_listen.rpartition(":")[0]
         names = tuple(model.name for model in spec.models) if spec else ()
         announce(Ready(f"{host}:{server.port}", _ops_url(settings, ops), names))
-        await _until_signalled()
+        await until_signalled()
         await service.drain(settings.drain_grace_s)
 
 
@@ -152,10 +197,14 @@ async def _serve_http(
     *,
     announce: Announce,
     on_progress: Progress,
+    inherited: Inherited | None = None,
 ) -> None:
     """What `serve` and `gateway` share: everything in front of the workers."""
     settings = loaded.settings
-    http = HttpServer(settings.host, settings.port)
+    if inherited:
+        http = HttpServer(inherited.listener, inherited.turns)
+    else:
+        http = HttpServer(listen(settings.host, settings.port))
     stack.callback(http.stop)
     catalog = await stack.enter_async_context(open_catalog(settings))
     pepper = load_pepper(settings)
@@ -169,31 +218,64 @@ async def _serve_http(
         drain_grace_s=settings.drain_grace_s,
     )
     stack.push_async_callback(fleet.close)
+    tokens = _tokens(stack)
     desired = Desired(
         catalog,
         fleet,
         pepper=pepper,
         parse=lambda text: load_spec(text, env=loaded.environment, check_model=check_model),
+        tokens=tokens,
         refresh_s=settings.key_refresh_s,
     )
-    await desired.start(spec_text, on_progress)
+    await desired.start(await _text_to_serve(catalog, spec_text, inherited), on_progress)
+    accounting = await stack.enter_async_context(open_accounting(settings, pepper, _known(desired, fleet)))
+    if inherited:
+        await inherited.prepared(desired.spec.revision)
     # Not earlier: a start that fails on the way would take the key, which nobody saw, with it.
-    admin_key = await _first_admin_key(catalog, pepper)
+    admin_key = await _first_admin_key(catalog, pepper) if not inherited or inherited.leads else None
     await desired.refresh()
     metrics = Metrics()
+
+    def readiness() -> Mapping[str, object]:
+        state = fleet.readiness()
+        # A full ledger refuses every call, so calls belong to another gateway.
+        has_room = accounting.ledger.has_room
+        return {
+            **state,
+            "ready": state["ready"] and has_room,
+            "ledger_full": not has_room,
+            "stores": {**desired.health(), **accounting.health()},
+        }
+
     app = build_app(
         GatewayParts(
-            pipeline=build_pipeline(fleet.directory, metrics, _pipeline_limits(settings)),
+            pipeline=_pipeline(settings, fleet, desired, metrics, accounting),
             fleet=fleet,
             desired=desired,
+            desk=Desk(catalog, desired.catch_up, pepper),
+            answers=accounting.answers,
+            counters=accounting.counters,
+            usage=accounting.usage,
+            readiness=readiness,
+            check_url=lambda url: check_url(url, settings.egress_allow, param="webhook_url"),
             metrics=metrics,
             limits=_gateway_limits(settings),
             cors_origins=settings.cors_origins,
         )
     )
-    ops = _ops(stack, settings, metrics, fleet.readiness)
+    if inherited:
+        inherited.expose(metrics, readiness)
+        ops_url = inherited.ops_url
+    else:
+        ops_url = _ops_url(settings, _ops(stack, settings, metrics, readiness))
     async with asyncio.TaskGroup() as group:
-        endless = (fleet.run(), desired.run(), watch_loop_lag(metrics, settings.loop_lag_warn_s))
+        endless = (
+            fleet.run(),
+            desired.run(),
+            tokens.run(),
+            watch_loop_lag(metrics, settings.loop_lag_warn_s),
+            *accounting.services(metrics),
+        )
         background = [group.create_task(service) for service in endless]
         serving = group.create_task(
             http.serve(
@@ -203,34 +285,90 @@ async def _serve_http(
                 drain_grace_s=settings.drain_grace_s,
             )
         )
-        _settle_memory()
+        settle_memory()
         url = f"http://{_bracketed(settings.host)}:{http.port}"
         directory = fleet.directory()
-        announce(Ready(url, _ops_url(settings, ops), directory.names, admin_key, directory.first_for("chat")))
-        await _until_signalled()
+        announce(Ready(url, ops_url, directory.names, admin_key, directory.first_for("chat")))
+        await until_signalled(ends_at_second=inherited is None)
         fleet.is_draining = True
         http.stop()
         await serving
+        await accounting.flush()
         for task in background:
             task.cancel()
 
 
-def _settle_memory() -> None:
-    """Take what start-up made out of the garbage collector's sight, and let it run less often.
+def _pipeline(
+    settings: Settings, fleet: Fleet, desired: Desired, metrics: Metrics, accounting: Accounting
+) -> Handler:
+    limiter = accounting.limiter
 
-    Modules, schemas and models live as long as the process; walking them again and again took a quarter
-    of a busy gateway's CPU and stopped the loop for a tenth of a second each time.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)
+    def cost(model: str, modality: str, estimate: Usage) -> int:
+        """What a call may cost, before it is known who answers it: the name's own model is asked for."""
+        resolved = fleet.directory().routes.get(model, model)
+        price = desired.prices().at(resolved, time.time())
+        return cost_nano_usd(price, estimate) if price else 0
+
+    return build_pipeline(
+        fleet.directory,
+        metrics,
+        _pipeline_limits(settings),
+        limiter=limiter,
+        meter=Meter(accounting.ledger, desired.prices, limiter.settle),
+        cache=_cache(settings, fleet, accounting),
+        cost=cost,
+    )
+
+
+def _cache(settings: Settings, fleet: Fleet, accounting: Accounting) -> Cache:
+    semantic = None
+    if settings.semantic_cache_model is not None:
+        # The vectors of questions are InferHub's own business, so nobody's limits and bills know of them.
+        embed = build([Attempt(max_attempts=settings.max_attempts)], Dispatch(fleet.directory))
+        semantic = Semantic(embed, settings.semantic_cache_model, threshold=settings.semantic_cache_threshold)
+    return Cache(accounting.answers, fleet.directory, ttl_s=settings.cache_ttl_s, semantic=semantic)
+
+
+def _tokens(stack: AsyncExitStack) -> TokenVerifier:
+    """An issuer is named by the operator, so it may live inside the network."""
+    limits = FetchLimits(connect_s=3.0, total_s=10.0, max_bytes=512 * 1024, max_redirects=0)
+    fetcher = Fetcher(allow=("0.0.0.0/0", "::/0"), limits=limits)
+    stack.push_async_callback(fetcher.close)
+
+    async def fetch(url: str) -> bytes:
+        answer = await fetcher.get(url)
+        if answer.status != 200:
+            raise UpstreamFailed(f"The issuer answered {answer.status}.")
+        return answer.body
+
+    return TokenVerifier(fetch)
+
+
+def _known(desired: Desired, fleet: Fleet) -> Known:
+    return Known(
+        budgets=desired.budgets,
+        book=desired.quotas,
+        prices=desired.prices,
+        tenants=lambda: desired.people().tenants,
+        model_of=lambda name: fleet.directory().routes.get(name, name),
+        is_current=lambda: desired.failure is None,
+    )
+
+
+async def _text_to_serve(catalog: Catalog, spec_text: str | None, inherited: Inherited | None) -> str | None:
+    """Not the file's where its siblings follow a spec that was applied after they had started."""
+    if inherited is None or inherited.spec_revision is None:
+        return spec_text
+    stored = await catalog.spec()
+    return None if stored is not None and stored.revision > inherited.spec_revision else spec_text
 
 
 async def _first_admin_key(catalog: Catalog, pepper: bytes) -> str | None:
     if any(key.role is Role.ADMIN and key.revoked_at is None for key in await catalog.keys()):
         return None
     plaintext, key = issue("first admin", Role.ADMIN, pepper)
-    await catalog.create_key(key)
+    act = Act("gateway", "key.create", key.id, key.tenant_id, {"name": key.name, "role": key.role.value})
+    await catalog.create_key(key, act)
     return plaintext
 
 
@@ -248,9 +386,7 @@ def _token(settings: Settings) -> str | None:
     return settings.worker_token.get_secret_value() if settings.worker_token else None
 
 
-def _ops(
-    stack: AsyncExitStack, settings: Settings, metrics: Metrics, readiness: Callable[[], Mapping[str, object]]
-) -> OpsServer:
+def _ops(stack: AsyncExitStack, settings: Settings, metrics: Metrics, readiness: Readiness) -> OpsServer:
     ops = OpsServer(settings.metrics_host, settings.metrics_port, metrics, readiness)
     ops.start()
     stack.callback(ops.stop)
@@ -273,24 +409,3 @@ def _gateway_limits(settings: Settings) -> GatewayLimits:
 
 def _pipeline_limits(settings: Settings) -> PipelineLimits:
     return PipelineLimits(**{name: getattr(settings, name) for name in PipelineLimits.__dataclass_fields__})
-
-
-async def _until_signalled() -> None:
-    """Returns at the first SIGINT or SIGTERM; a second one ends the process at once."""
-    stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-
-    def stop() -> None:
-        if stopped.is_set():
-            os._exit(130)
-        stopped.set()
-
-    for name in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(name, stop)
-    await stopped.wait()
-
-
-def run(service: Coroutine[Any, Any, None]) -> None:
-    """Run one of the services above on uvloop, from a synchronous caller."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(service)

@@ -18,6 +18,7 @@ from inferhub import assembly
 from inferhub.cli._descriptors import raise_limit
 from inferhub.core.errors import InferHubError
 from inferhub.gateway.turns import Board, Turns
+from inferhub.process import run
 from inferhub.settings import Loaded, Settings
 from inferhub.supervisor.messages import Announced, Loading, Place, Refused
 from inferhub.supervisor.tether import Tether
@@ -40,14 +41,12 @@ def main() -> None:
     raise_limit(settings.max_inflight)
     tether.watch(settings.drain_grace_s)
     try:
-        assembly.run(
+        run(
             assembly.gateway(
                 loaded,
                 place.spec_text,
                 announce=partial(_announce, tether),
                 on_progress=lambda model: tether.tell(Loading(model)),
-                slot=place.slot,
-                of=place.of,
                 inherited=_inherited(tether, place),
             )
         )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from inferhub import __version__
 from inferhub.cli._context import load, read_text
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from inferhub.assembly import Ready
     from inferhub.settings import Loaded, Settings
+    from inferhub.supervisor.messages import Announced
 
 
 class Service(Protocol):
@@ -37,6 +38,7 @@ class Service(Protocol):
 def run_service(service: str, flags: Mapping[str, Any], *, as_json: bool, model: Path | None = None) -> None:
     """Run until a signal. Raises `SetupError` and its kinds when it cannot start."""
     from inferhub import assembly
+    from inferhub.process import run
     from inferhub.telemetry.logging import configure_logging
 
     loaded = load(flags)
@@ -47,7 +49,7 @@ def run_service(service: str, flags: Mapping[str, Any], *, as_json: bool, model:
     herald = Herald(service, settings, as_json=as_json)
     start: Service = getattr(assembly, service)
     with herald:
-        assembly.run(start(loaded, text, announce=herald.announce, on_progress=herald.loading))
+        run(start(loaded, text, announce=herald.announce, on_progress=herald.loading))
 
 
 def spec_text(settings: Settings, model: Path | None) -> str | None:
@@ -73,12 +75,11 @@ class Herald:
         self._console = console(settings.color)
         self._status: Status | None = None
 
-    def __enter__(self) -> None:
-        if self._as_json:
-            return
-        if self._console.is_terminal:
+    def __enter__(self) -> Self:
+        if not self._as_json and self._console.is_terminal:
             self._status = self._console.status("Starting")
             self._status.start()
+        return self
 
     def __exit__(self, *_: object) -> None:
         if self._status is not None:
@@ -91,7 +92,7 @@ class Herald:
         elif not self._as_json:
             print(f"Loading {model}", flush=True)
 
-    def announce(self, ready: Ready) -> None:
+    def announce(self, ready: Ready | Announced, processes: Sequence[int] = ()) -> None:
         self.__exit__()
         if self._as_json:
             print_json(
@@ -102,6 +103,7 @@ class Herald:
                     "ops_url": ready.ops_url,
                     "models": list(ready.models),
                     "admin_key": ready.admin_key,
+                    **({"processes": processes} if processes else {}),
                 }
             )
         elif self._service == "worker":
@@ -111,7 +113,7 @@ class Herald:
         sys.stdout.flush()
 
 
-def worker_banner(ready: Ready) -> str:
+def worker_banner(ready: Ready | Announced) -> str:
     models = ", ".join(ready.models) or "nothing yet; gateways say what to load"
     return f"""InferHub {__version__} worker: {models}
   listens on  {ready.url}
@@ -122,7 +124,7 @@ On the gateway's machine:
 """
 
 
-def banner(ready: Ready) -> str:
+def banner(ready: Ready | Announced) -> str:
     """The address, the key if it is new, and three lines to copy that work as they stand."""
     api = f"{ready.url}/v1"
     key = ready.admin_key

@@ -11,10 +11,11 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from inferhub import __version__
+from inferhub.gateway.access import GuardedRoute
 
 
 def health_router(readiness: Callable[[], Mapping[str, object]]) -> APIRouter:
-    router = APIRouter(tags=["health"])
+    router = APIRouter(route_class=GuardedRoute, tags=["health"])
 
     async def livez() -> Mapping[str, str]:
         return {"status": "ok"}

@@ -1,6 +1,6 @@
 """F4: the way of every call, on one screen. The gateway calls `build_pipeline`'s handler.
 
-    trace → deadline → admit → attempt → dispatch → (transport) worker
+    trace → admit → meter → deadline → cache → attempt → dispatch → (transport) worker
 
 Calls go down, chunks come up through `emit`. A ring pushes; only leaves may yield.
 """
@@ -11,11 +11,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from inferhub.core.call import Handler, Ring
-from inferhub.pipeline.admit import Admit
+from inferhub.pipeline.admit import Admit, Cost
 from inferhub.pipeline.attempt import Attempt
+from inferhub.pipeline.cache import Cache
 from inferhub.pipeline.deadline import Deadline
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.dispatch import Dispatch
+from inferhub.pipeline.limiter import Limiter
+from inferhub.pipeline.meter import Meter
 from inferhub.pipeline.onion import build
 from inferhub.pipeline.trace import Trace
 from inferhub.telemetry.metrics import Metrics
@@ -31,12 +34,23 @@ class PipelineLimits:
     idle_timeout_s: float = 60.0
 
 
-def build_pipeline(directory: Callable[[], Directory], metrics: Metrics, limits: PipelineLimits) -> Handler:
+def build_pipeline(
+    directory: Callable[[], Directory],
+    metrics: Metrics,
+    limits: PipelineLimits,
+    *,
+    limiter: Limiter,
+    meter: Meter,
+    cache: Cache,
+    cost: Cost,
+) -> Handler:
     """`directory` returns the current snapshot; it may be another one for the next call."""
     rings: list[Ring] = [
         Trace(metrics),
+        Admit(max_inflight=limits.max_inflight, directory=directory, limiter=limiter, cost=cost),
+        meter,
         Deadline(first_token_timeout_s=limits.first_token_timeout_s, idle_timeout_s=limits.idle_timeout_s),
-        Admit(max_inflight=limits.max_inflight),
+        cache,
         Attempt(max_attempts=limits.max_attempts),
     ]
     return build(rings, Dispatch(directory))

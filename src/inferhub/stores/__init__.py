@@ -79,12 +79,16 @@ _COUNTERS = {
 }
 
 
-async def open_counters(url: str) -> Counters:
-    """Open the counters behind `url`; close them with `await counters.close()`.
+async def open_counters(url: str, *, timeout_s: float = 0.0) -> Counters:
+    """Open the counters behind `url`, which answer within `timeout_s` or raise; `await counters.close()`.
 
     Raises `SetupError` with the remedy. A Redis that is away is no error: it is connected to on first use.
     """
-    counters: Counters = await _module(url, _COUNTERS, "counters_url").open_counters(url)
+    module = _module(url, _COUNTERS, "counters_url")
+    # A store gives up a silent connection after its own time; not before its caller has.
+    own_s = getattr(module, "TIMEOUT_S", None)
+    limits = {} if own_s is None else {"timeout_s": max(own_s, timeout_s)}
+    counters: Counters = await module.open_counters(url, **limits)
     return counters
 
 

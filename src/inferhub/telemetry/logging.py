@@ -11,7 +11,20 @@ import sys
 from datetime import UTC, datetime
 from typing import Literal
 
-FIELDS = ("request_id", "model", "worker", "path", "port")
+FIELDS = (
+    "request_id",
+    "model",
+    "worker",
+    "path",
+    "port",
+    "store",
+    "tenant",
+    "subject",
+    "alert",
+    "issuer",
+    "way",
+    "allowed",
+)
 """What a log call may pass in `extra`."""
 
 

@@ -23,11 +23,13 @@ MAX_BACKOFF_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """What the slowest consumer has not taken yet."""
+    """What one consumer, or the slowest of all, has not taken yet."""
 
     bytes: int
     oldest_s: float
     """Age of its oldest record."""
+    is_failing: bool
+    """Whether its last batch did not get through."""
 
 
 class Drain:
@@ -46,6 +48,7 @@ class Drain:
         self._spool = spool
         self._linger_s = linger_s
         self._hurry = asyncio.Event()
+        self.consumers = tuple(consumer.name for consumer in consumers)
         self._own = [Feed(spool, c, batch_records) for c in consumers]
         self._left = {o: [Feed(o, c, batch_records) for c in consumers] for o in orphans}
 
@@ -58,14 +61,17 @@ class Drain:
             for orphan, feeds in tuple(self._left.items()):
                 group.create_task(self._empty(orphan, feeds))
 
-    def backlog(self) -> Backlog:
-        """Of all consumers and orphans together; cheap enough for every scrape."""
-        feeds = [*self._own, *(feed for feeds in self._left.values() for feed in feeds)]
+    def backlog(self, consumer: str | None = None) -> Backlog:
+        """Of one consumer, or of all together, with the orphans; cheap enough for every scrape."""
+        feeds = [*self._own, *(feed for feeds in tuple(self._left.values()) for feed in feeds)]
+        feeds = [feed for feed in feeds if consumer in (None, feed.name)]
         waiting = [feed for feed in feeds if feed.behind_bytes]
         now_ms = time.time() * 1000
         oldest_ms = min((feed.oldest_ms() or now_ms for feed in waiting), default=now_ms)
         return Backlog(
-            max((feed.behind_bytes for feed in waiting), default=0), max(0.0, (now_ms - oldest_ms) / 1000)
+            bytes=max((feed.behind_bytes for feed in waiting), default=0),
+            oldest_s=max(0.0, (now_ms - oldest_ms) / 1000),
+            is_failing=any(feed.is_failing for feed in feeds),
         )
 
     async def flush(self, timeout_s: float) -> bool:

@@ -54,6 +54,12 @@ class Feed:
             _log.error("%s: segments were removed; %s begins again", spool.folder, consumer.name)
             self._cursor.position = Position()
         self._oldest: tuple[Position, int] | None = None
+        self.is_failing = False
+        """Whether the last batch did not get through."""
+
+    @property
+    def name(self) -> str:
+        return self._consumer.name
 
     @property
     def segment(self) -> int:
@@ -84,7 +90,7 @@ class Feed:
     async def step(self) -> int | None:
         """How many records were moved, 0 where nothing is left, None where it failed."""
         try:
-            return await self._move()
+            moved = await self._move()
         except InferHubError as error:
             _log.warning("%s does not take usage: %s", self._consumer.name, error.message)
         except OSError as error:
@@ -92,6 +98,10 @@ class Feed:
         except Exception:
             # A bug in one store must neither end the gateway nor lose an event.
             _log.exception("%s failed to take usage", self._consumer.name)
+        else:
+            self.is_failing = False
+            return moved
+        self.is_failing = True
         return None
 
     async def _move(self) -> int:

@@ -66,7 +66,9 @@ class Spool:
         self.refused = 0
         """Calls that were not begun because they could not be written down."""
         try:
-            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # `parents` would make them with the default mode, and one names who calls.
+            folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            folder.mkdir(exist_ok=True, mode=0o700)
             self._lock = _lock(folder)
         except OSError as error:
             raise _unusable(folder, error) from error
@@ -96,8 +98,7 @@ class Spool:
         """The entry of `marks` that this call counts its deliveries in. Raises `LedgerFull`."""
         if self._unwritten or self._reserve < 0:
             self.retry()
-        needed = END_ROOM_BYTES * (len(self._open) + 2)
-        if self._unwritten or self._reserve < 0 or self._used + needed > self._max_bytes:
+        if not self.has_room:
             self._refuse(f"{self._used} of {self._max_bytes} bytes are in use")
         if self._progress is None:
             self._refuse("it is closed")
@@ -160,6 +161,12 @@ class Spool:
     @property
     def used_bytes(self) -> int:
         return self._used
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a call may begin; any thread may ask."""
+        needed = END_ROOM_BYTES * (len(self._open) + 2)
+        return not self._unwritten and self._reserve >= 0 and self._used + needed <= self._max_bytes
 
     @property
     def is_closed(self) -> bool:
