@@ -8,28 +8,22 @@ from __future__ import annotations
 import asyncio
 import platform
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from inferhub import __version__
 from inferhub.cli._context import load, local_address, open_catalog, read_text, server_address, server_key
 from inferhub.cli._errors import REMEDIES
+from inferhub.cli._findings import Finding, Status, bad
 from inferhub.cli._output import megabytes
+from inferhub.cli._store_checks import look_at, sqlite_path, stores
 from inferhub.core.errors import InferHubError, ServerUnreachable
 from inferhub.core.tenancy import Role
-from inferhub.settings import Loaded
+from inferhub.settings import Loaded, Settings
 from inferhub.settings.spec import Spec, default_spec
+from inferhub.stores.catalog.pepper import load_pepper, pepper_file
 
 FREE_DISK_BYTES = 500 * 1000**2
 SERVER_TIMEOUT_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    name: str
-    status: Literal["ok", "note", "problem"]
-    text: str
-    remedy: str | None = None
 
 
 async def examine(flags: Mapping[str, Any], url: str | None, key: str | None) -> list[Finding]:
@@ -42,6 +36,7 @@ async def examine(flags: Mapping[str, Any], url: str | None, key: str | None) ->
         return [*findings, Finding("settings", "problem", error.message, "Mend the place it names.")]
     findings.append(Finding("settings", "ok", f"{_changed(loaded)} differ from the defaults"))
     findings += [finding async for finding in _catalog_and_spec(loaded)]
+    findings += await stores(loaded.settings)
     findings += _engines()
     findings += _devices()
     findings += _disk(loaded)
@@ -55,38 +50,54 @@ def _changed(loaded: Loaded) -> str:
     return f"{len(changed)} of {len(loaded.origins)}" + (f" ({', '.join(changed)})" if changed else "")
 
 
-def _bad(name: str, error: InferHubError, remedy: str | None = None) -> Finding:
-    return Finding(name, "problem", error.message, remedy or REMEDIES.get(error.code))
-
-
 async def _catalog_and_spec(loaded: Loaded) -> AsyncIterator[Finding]:
-    from inferhub.stores.catalog.pepper import load_pepper
-
     settings = loaded.settings
     text, source = None, "hub.yaml"
-    is_new = (
-        settings.catalog_url == f"sqlite:///{settings.data_dir}/catalog.db"
-        and not (settings.data_dir / "catalog.db").exists()
-    )
-    if is_new:
+    path = sqlite_path(settings.catalog_url)
+    if path is not None and not path.exists():
+        yield Finding("pepper", *_pepper(settings, is_new=True))
         yield Finding(
             "catalog", "note", f"{settings.catalog_url} does not exist yet; the first start makes it"
         )
     else:
+        pepper = Finding("pepper", *_pepper(settings, is_new=False))
+        yield pepper
         try:
             async with open_catalog(settings) as catalog:
-                await catalog.check_pepper(load_pepper(settings))
+                if pepper.status == "ok":
+                    await catalog.check_pepper(load_pepper(settings))
                 keys = [key for key in await catalog.keys() if key.revoked_at is None]
                 stored = await catalog.spec()
         except InferHubError as error:
-            yield _bad("catalog", error)
+            yield bad("catalog", error)
         else:
             admins = sum(key.role is Role.ADMIN for key in keys)
-            yield Finding("catalog", "ok", f"{len(keys)} valid keys, {admins} of them admin")
+            engine = (await look_at("catalog_url", settings.catalog_url)).text
+            yield Finding("catalog", "ok", f"{engine}; {len(keys)} valid keys, {admins} of them admin")
             if stored:
                 text, source = stored.text, f"applied spec, revision {stored.revision}"
     for finding in _spec(loaded, text, source):
         yield finding
+
+
+def _pepper(settings: Settings, *, is_new: bool) -> tuple[Status, str, str | None]:
+    """Never makes one: beside a catalog that has keys, a new one would shut them all out."""
+    if settings.pepper is not None:
+        return "ok", "given by the settings", None
+    path = settings.data_dir / "pepper"
+    if not path.exists():
+        if is_new:
+            return "note", f"{path} does not exist yet; the first start makes it", None
+        return (
+            "problem",
+            f"{path} is missing, so no API key can be recognised",
+            "Restore it from a backup, or set INFERHUB_PEPPER_FILE; otherwise every key has to be made anew.",
+        )
+    try:
+        pepper_file(path)
+    except InferHubError as error:
+        return "problem", error.message, "Mend what the message names."
+    return "ok", f"{path}, readable by its owner only", None
 
 
 def _spec(loaded: Loaded, stored: str | None, source: str) -> list[Finding]:
@@ -102,7 +113,7 @@ def _spec(loaded: Loaded, stored: str | None, source: str) -> list[Finding]:
             spec, source = default_spec(), "built-in spec"
     except InferHubError as error:
         return [
-            _bad("spec", error, "Mend the lines it names; `inferhub apply --dry-run -f FILE` checks again.")
+            bad("spec", error, "Mend the lines it names; `inferhub apply --dry-run -f FILE` checks again.")
         ]
     names = ", ".join(model.name for model in spec.models) or "no models"
     return [Finding("spec", "ok", f"{source}: {names}"), *_models(loaded, spec)]
@@ -125,7 +136,7 @@ def _models(loaded: Loaded, spec: Spec) -> list[Finding]:
             is_remote = backend_class(model.backend).remote
             where = "remote" if is_remote else f"on {choose_device(model.device)}"
         except InferHubError as error:
-            findings.append(_bad(name, error))
+            findings.append(bad(name, error))
         else:
             findings.append(Finding(name, "ok", f"{path}, {where}"))
     return findings
@@ -175,7 +186,7 @@ def _disk(loaded: Loaded) -> list[Finding]:
         try:
             free = disk_free_bytes(folder)
         except InferHubError as error:
-            findings.append(_bad(f"disk of {setting}", error))
+            findings.append(bad(f"disk of {setting}", error))
             continue
         is_full = free < FREE_DISK_BYTES
         remedy = f"Free some space, or move it: --{setting.replace('_', '-')} PATH." if is_full else None
@@ -227,7 +238,7 @@ def _ports(loaded: Loaded, *, holder: str | None) -> list[Finding]:
             elif setting == "metrics_port" and error.code == "port_taken":
                 findings.append(Finding(setting, "note", f"{error.message} The next free one will be used."))
             else:
-                findings.append(_bad(setting, error))
+                findings.append(bad(setting, error))
         else:
             findings.append(Finding(setting, "ok", f"{host}:{port} is free"))
     return findings
@@ -248,7 +259,7 @@ async def _server(loaded: Loaded, url: str | None, key: str | None) -> list[Find
         wanted = url is not None or "OPENAI_BASE_URL" in loaded.environment
         return [Finding("server", "problem" if wanted else "note", error.message, REMEDIES[error.code])]
     except InferHubError as error:
-        return [_bad("server", error)]
+        return [bad("server", error)]
     except TimeoutError:
         return [
             Finding(
@@ -277,6 +288,6 @@ async def _running(client: Any, address: str, *, has_key: bool) -> AsyncIterator
     try:
         models = await client.models()
     except InferHubError as error:
-        yield _bad("key", error)
+        yield bad("key", error)
         return
     yield Finding("key", "ok", f"accepted; models: {', '.join(card.id for card in models) or 'none'}")

@@ -26,7 +26,7 @@ class ExitCode(IntEnum):
 
 EXIT_CODES = {
     ExitCode.OK: "Done.",
-    ExitCode.FAILED: "Failed on this machine; `doctor` also: it found a problem.",
+    ExitCode.FAILED: "Failed on this machine; `doctor` also: it found a problem; `reconcile`: a difference.",
     ExitCode.USAGE: "The command line is wrong; nothing was done.",
     ExitCode.UNREACHABLE: "No server answers at the address.",
     ExitCode.REFUSED: "The server answered with an error.",
@@ -49,7 +49,13 @@ REMEDIES = {
     "timeout": "Raise the setting that the message names, or ask for less.",
     "weights_missing": "Fetch them: `inferhub models pull`.",
     "weights_corrupt": "Replace them: `inferhub models pull`.",
-    "catalog_corrupt": "Restore the catalog from a backup, or move it away to begin with an empty one.",
+    "url_not_allowed": "Name a public address, or list the host in the setting egress_allow.",
+    "rate_limit_exceeded": "Wait as long as `retry-after` says; `inferhub limits list` shows the limits.",
+    "insufficient_quota": "Raise the budget with `inferhub limits set`, or wait for its next day or month.",
+    "store_failed": "See that the database runs and can be reached; `inferhub doctor` looks closer.",
+    "ledger_full": "Free space on the disk of spool_dir, or bring back the store that does not take usage; "
+    "`/readyz?verbose` names the backlog.",
+    "catalog_corrupt": "Keep a copy of it, and restore the catalog from a backup.",
     "port_taken": "Choose another one with --port, or stop the process that has it.",
     "server_unreachable": "Start it with `inferhub serve`, or name another one with --url. "
     "`inferhub doctor` looks closer.",

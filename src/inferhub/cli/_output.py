@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -60,6 +61,16 @@ def console(color: str = "auto", *, stderr: bool = False) -> Console:
         highlight=False,
         soft_wrap=True,
     )
+
+
+@contextmanager
+def working(sentence: str, *, silent: bool = False) -> Iterator[None]:
+    """A spinner on stderr while something may take long; nothing where nobody watches."""
+    if silent or not sys.stderr.isatty():
+        yield
+        return
+    with console(stderr=True).status(sentence):
+        yield
 
 
 def is_terminal() -> bool:

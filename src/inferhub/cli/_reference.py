@@ -66,6 +66,10 @@ _CLI_SERVER = """
 The server and the key of `chat`, `embed`, `models served`, `apply` and `doctor` come from `--url` and
 `--key`, else from `OPENAI_BASE_URL` and `OPENAI_API_KEY`. A key that does not begin with `ih_` is used only
 where `OPENAI_BASE_URL` is set too, so that no other vendor's key is sent by accident.
+
+`tenants`, `projects`, `users`, `keys`, `limits`, `usage`, `invoice`, `reconcile` and `audit` open the stores
+that the settings name, and need neither a running server nor a key. What makes something prints its id or its
+secret, alone, on standard output, so that a shell can take it.
 """
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,16 @@ import typer
 from inferhub.cli._context import connect, load, open_catalog, read_text
 from inferhub.cli._flags import STORAGE, Json, Key, Url, new_app, with_settings
 from inferhub.cli._output import print_json
+from inferhub.core.audit import Act
+from inferhub.core.clock import unix_s
+from inferhub.core.errors import InferHubError
+from inferhub.core.prices import check_price_dates
 
 if TYPE_CHECKING:
-    from inferhub.settings import Loaded, Settings
+    from inferhub.core.usage import Price
+    from inferhub.settings import Loaded
     from inferhub.settings.spec import Spec
+    from inferhub.stores.catalog.base import StoredSpec
 
 app = new_app()
 
@@ -59,8 +65,8 @@ def apply(
         return
     if offline:
         loaded = load(flags)
-        check(loaded, text, str(file))
-        revision: int | None = asyncio.run(_store(loaded.settings, text, if_revision))
+        spec = check(loaded, text, str(file))
+        revision: int | None = asyncio.run(_store(loaded, spec, text, if_revision))
         _tell(json, f"Stored as revision {revision}, for the next start.", revision=revision, offline=True)
         return
     revision = asyncio.run(_put(text, if_revision, url, key))
@@ -80,12 +86,24 @@ async def _put(text: str, if_revision: int | None, url: str | None, key: str | N
         return (await client.put_spec(text, if_revision=if_revision)).revision
 
 
-async def _store(settings: Settings, text: str, if_revision: int | None) -> int:
-    async with open_catalog(settings) as catalog:
+async def _store(loaded: Loaded, spec: Spec, text: str, if_revision: int | None) -> int:
+    async with open_catalog(loaded.settings) as catalog:
+        present = await catalog.spec()
         if if_revision is None:
-            present = await catalog.spec()
             if_revision = present.revision if present else 0
-        return (await catalog.replace_spec(text, if_revision)).revision
+        check_price_dates(_prices(loaded, present), spec.prices, unix_s())
+        act = Act("cli", "spec.apply", "spec")
+        return (await catalog.replace_spec(text, if_revision, act)).revision
+
+
+def _prices(loaded: Loaded, present: StoredSpec | None) -> Sequence[Price]:
+    """Those in force, which may begin in the past; none where the stored spec cannot be read any more."""
+    if present is None:
+        return ()
+    try:
+        return check(loaded, present.text, "the applied spec").prices
+    except InferHubError:
+        return ()
 
 
 def _tell(as_json: bool, sentence: str, **facts: Any) -> None:

@@ -13,6 +13,8 @@ from inferhub.cli._serving import run_service
 
 app = new_app()
 
+_OF_OTHERS = ("worker", "worker_listen", "worker_token_file", "worker_refresh_s", "processes")
+
 
 @app.command(
     epilog="""\b
@@ -24,7 +26,7 @@ Examples:
 \b
 Every flag is also a line of inferhub.toml (port = 9000) and a variable (INFERHUB_PORT=9000)."""
 )
-@with_settings(setting_names(without=("worker", "worker_listen", "worker_token_file", "worker_refresh_s")))
+@with_settings(setting_names(without=_OF_OTHERS))
 def serve(
     *,
     model: Annotated[
