@@ -41,6 +41,7 @@ _log = logging.getLogger(__name__)
 
 _FLUSH_S = 5.0
 _WATCH_EVERY_S = 1.0
+_LOCAL_TIMEOUT_S = 2.0
 _PING_EVERY_S = 5.0
 
 
@@ -157,10 +158,15 @@ def _card(backlog: Backlog) -> Mapping[str, object]:
 async def open_accounting(settings: Settings, pepper: bytes, known: Known) -> AsyncIterator[Accounting]:
     """Raises `SetupError` with the setting that has to be mended."""
     async with AsyncExitStack() as stack:
+        timeout_s = settings.counters_timeout_s
+        if not settings.counters_url.startswith("redis"):
+            # A file of this machine is not away when it is slow: the machine is busy, and a limit that
+            # every process counts for itself would be a worse answer than a late one.
+            timeout_s = max(timeout_s, _LOCAL_TIMEOUT_S)
         failsafe = Failsafe(
-            await open_counters(settings.counters_url, timeout_s=settings.counters_timeout_s),
+            await open_counters(settings.counters_url, timeout_s=timeout_s),
             gateways_expected=max(settings.gateways_expected, settings.processes),
-            timeout_s=settings.counters_timeout_s,
+            timeout_s=timeout_s,
         )
         counters = Leased(failsafe)
         # Closes all that is below it, too.

@@ -15,7 +15,7 @@ async def attempts_seen(talk: Talk, upstream: Upstream, script: str, *, stream: 
     async with talk.opened(CHAT, chat_body("remote", stream=stream, user=f"script:{script}")) as call:
         head = await call.head()
         await call.connection.body(head)
-    records = [record for record in await upstream.log() if record.id == call.request_id]
+    records = await upstream.records(call.request_id)
     return len(records), int(head["x-inferhub-attempts"] or 0)
 
 
@@ -43,7 +43,7 @@ async def test_contract_076_one_idempotency_key_over_all_attempts(talk: Talk, up
     async with talk.opened(CHAT, chat_body("remote", user="script:mode=500")) as call:
         head = await call.head()
     assert head.status == 502
-    records = [record for record in await upstream.log() if record.id == call.request_id]
+    records = await upstream.records(call.request_id)
     assert [record.headers["idempotency-key"] for record in records] == [call.request_id] * 2
 
 

@@ -229,7 +229,7 @@ async def test_only_our_own_headers_reach_the_upstream(upstream: Upstream) -> No
     first, second = (await upstream.log())[-2:]
     assert first.headers["authorization"] == f"Bearer {KEY}"
     assert first.headers["content-type"] == "application/json"
-    assert first.headers["idempotency-key"] == second.headers["idempotency-key"] == call.id
+    assert first.headers["idempotency-key"] == second.headers["idempotency-key"] == call.key
     assert first.headers["traceparent"] == parent
     assert first.headers["x-team"] == "canary"
     own = {"host", "accept-encoding", "user-agent", "content-length", "content-type"}
@@ -351,7 +351,7 @@ async def test_contract_016_a_broken_answer_is_never_a_clean_end(
             assert error.retryable
             assert not {"html", "not json", "word", "choi"} & set(error.message.split())
             # A limit on everything: the upstream was cut off, not read to its end.
-            record = await upstream.wait_for(call.id, lambda r: r.done_s or r.abort_s)
+            record = await upstream.wait_for(call.key, lambda r: r.done_s or r.abort_s)
             assert record.pieces * 65536 < 64 * 1024 * 1024
             # The connection's trouble ends with the call.
             assert chat_text((await answer(backend, scripted("chat")))[0]) == WORDS
@@ -600,7 +600,7 @@ async def test_contract_018_the_upstream_sees_the_abort_at_once(
         task = asyncio.create_task(consume())
         if deltas_first:
             await reached.wait()
-        await upstream.wait_for(call.id, lambda r: stream is False or r.first_byte_s or "hdr" in script)
+        await upstream.wait_for(call.key, lambda r: stream is False or r.first_byte_s or "hdr" in script)
         left_s = time.monotonic()
         if how == "close":
             proceed.set()
@@ -609,7 +609,7 @@ async def test_contract_018_the_upstream_sees_the_abort_at_once(
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
-        record = await upstream.wait_for(call.id, lambda r: r.abort_s)
+        record = await upstream.wait_for(call.key, lambda r: r.abort_s)
         assert record.abort_s is not None
         assert record.done_s is None
         assert record.abort_s - left_s < ABORT_SEEN_WITHIN_S
@@ -622,7 +622,7 @@ async def test_contract_080_a_reader_that_pauses_pauses_the_upstream(upstream: U
     async with loaded(upstream.url) as backend, aclosing(backend.run(call)) as chunks:  # type: ignore[type-var]
         await anext(chunks)
         before = -1
-        while (sent := (await upstream.wait_for(call.id)).pieces) != before:
+        while (sent := (await upstream.wait_for(call.key)).pieces) != before:
             before = sent
             await asyncio.sleep(0.3)
         assert 0 < sent < 300_000

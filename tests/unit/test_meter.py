@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -11,15 +12,26 @@ from pathlib import Path
 
 import pytest
 
-from inferhub.core.call import Call, Delta, Emit, Finished, Handler, Started
-from inferhub.core.errors import EndpointLost, InferHubError, Invalid, LedgerFull, Overloaded, StoreFailed
+from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Handler, Started
+from inferhub.core.errors import (
+    DeadlineExceeded,
+    EndpointLost,
+    InferHubError,
+    Invalid,
+    LedgerFull,
+    Overloaded,
+    StoreFailed,
+)
 from inferhub.core.prices import PriceBook
 from inferhub.core.quota import Claim, Reservation, Unit, Window
 from inferhub.core.quota import Meter as QuotaMeter
 from inferhub.core.usage import LostEvent, Price, Usage, UsageEvent
 from inferhub.modalities.chat import ChatDelta
+from inferhub.modalities.chat.deltas import FunctionDelta, ToolCallDelta
 from inferhub.modalities.embedding import EmbeddingDelta
+from inferhub.pipeline.deadline import Deadline
 from inferhub.pipeline.meter import Meter, input_tokens
+from inferhub.pipeline.onion import build
 from inferhub.stores.spool.feed import Feed
 from inferhub.stores.spool.frames import Record
 from inferhub.stores.spool.spool import Spool
@@ -139,6 +151,32 @@ async def test_a_finished_call_is_billed_as_reported(bench: Bench) -> None:
     assert bench.settled == [("res_1", usage, 76_400_000)]
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_provider_that_does_not_count_is_not_free(bench: Bench, stream: bool) -> None:
+    """The client is told what was reported: nothing."""
+    unknown = Usage(source="unknown")
+    call = make_call("chat", stream=stream)
+    event, seen = await bench.run(saying(START, WORD, WORD, LAST, Finished(unknown)), held(call))
+    assert (event.status, event.source) == ("ok", "estimated")
+    # Streamed, each piece is a token; else there may be many in one.
+    assert (event.input_tokens, event.output_tokens) == (input_tokens(call), 2 if stream else 26 // 4)
+    assert event.cost_usd == input_tokens(call) * PRICE.input_token + event.output_tokens * PRICE.output_token
+    assert seen.chunks[-1] == Finished(unknown, event.cost_usd)
+    assert bench.settled[0][1].output_tokens == event.output_tokens
+
+
+async def test_a_tool_call_that_nobody_counted_is_text_too(bench: Bench) -> None:
+    call = ToolCallDelta(index=0, id="1", function=FunctionDelta("f", '{"x": "' + "y" * 400 + '"}'))
+    event, _ = await bench.run(
+        saying(
+            START,
+            Delta(ChatDelta(tool_calls=[call], finish_reason="tool_calls")),
+            Finished(Usage(source="unknown")),
+        )
+    )
+    assert 100 < event.output_tokens < 150
+
+
 async def test_a_model_without_a_price_costs_nothing(bench: Bench) -> None:
     event, seen = await bench.run(saying(Started("free", "w"), WORD, Finished(Usage(1, 1))))
     assert seen.chunks[-1] == Finished(Usage(1, 1))
@@ -201,12 +239,32 @@ async def test_a_hang_up_is_billed_for_what_was_delivered(bench: Bench) -> None:
     assert len(bench.settled) == 1
 
 
-async def test_a_call_that_ran_out_of_time_says_so(bench: Bench) -> None:
+@pytest.mark.parametrize(
+    ("said", "timeout_s", "source", "tokens"),
+    [((), 60, "unknown", 0), ((START, WORD), 60, "estimated", 1), ((START, WORD), -1, "estimated", 1)],
+    ids=["first token", "idle", "in all"],
+)
+async def test_a_call_that_ran_out_of_time_says_so(
+    bench: Bench, said: tuple[Chunk, ...], timeout_s: float, source: str, tokens: int
+) -> None:
+    async def inner(call: Call, emit: Emit) -> None:
+        for chunk in said:
+            await emit(chunk)
+        await asyncio.Event().wait()
+
+    ring = Deadline(first_token_timeout_s=0.05, idle_timeout_s=0.05)
+    event, _ = await bench.run(build([ring], inner), make_call("chat", timeout_s=timeout_s))
+    assert (event.status, event.source, event.output_tokens) == ("timeout", source, tokens)
+
+
+async def test_a_hang_up_past_the_deadline_is_a_hang_up(bench: Bench) -> None:
+    """Whoever cancels from outside of the deadline ring is not the deadline."""
+
     async def inner(call: Call, emit: Emit) -> None:
         raise asyncio.CancelledError
 
     event, _ = await bench.run(inner, make_call("chat", timeout_s=-1))
-    assert (event.status, event.source) == ("timeout", "unknown")
+    assert event.status == "cancelled"
 
 
 async def test_a_hang_up_after_the_end_is_billed_in_full(bench: Bench) -> None:
@@ -272,6 +330,23 @@ async def test_with_fsync_both_records_are_on_the_disk(tmp_path: Path) -> None:
     bench = Bench(Spool(tmp_path / "0", 64 * MIB, fsync=True))
     event, _ = await bench.run(saying(START, WORD, Finished(Usage(1, 1))))
     assert event.status == "ok"
+    bench.spool.close()
+
+
+async def test_a_disk_that_hangs_ends_the_call_in_its_time(tmp_path: Path) -> None:
+    class Stuck(Spool):
+        async def sync(self) -> None:
+            await asyncio.Event().wait()
+
+    bench = Bench(Stuck(tmp_path / "0", 64 * MIB, fsync=True))
+    begin = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match="disk"):
+        await asyncio.wait_for(
+            bench.meter()(make_call("chat", timeout_s=0.05), Collector(), saying(START)), 60
+        )
+    assert time.monotonic() - begin < 30
+    (event,) = await bench.events()
+    assert (event.status, event.total_tokens) == ("timeout", 0)
     bench.spool.close()
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,19 +23,30 @@ from inferhub.core.errors import (
     UpstreamFailed,
 )
 from inferhub.core.models import Capability, ModelSpec, ModelStatus
+from inferhub.core.prices import PriceBook
+from inferhub.core.quota import Quota, Unit, Window
 from inferhub.core.serving import Endpoint
-from inferhub.core.usage import Usage
+from inferhub.core.usage import Usage, UsageEvent
 from inferhub.modalities.chat import ChatDelta
 from inferhub.pipeline import PipelineLimits, build_pipeline
 from inferhub.pipeline.admit import Admit
 from inferhub.pipeline.attempt import Attempt
+from inferhub.pipeline.cache import Cache
 from inferhub.pipeline.deadline import Deadline
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.dispatch import Dispatch
+from inferhub.pipeline.limiter import Limiter, QuotaBook
+from inferhub.pipeline.meter import Meter
 from inferhub.pipeline.onion import build
 from inferhub.pipeline.trace import Trace
+from inferhub.stores.cache.memory import MemoryAnswers
+from inferhub.stores.cache.tiered import TieredAnswers
+from inferhub.stores.counters.memory import MemoryCounters
+from inferhub.stores.spool.feed import Feed
+from inferhub.stores.spool.frames import Record
+from inferhub.stores.spool.spool import Spool
 from inferhub.telemetry.metrics import Metrics
-from inferhub.testing.calls import Collector, make_call
+from inferhub.testing.calls import TESTER, Collector, make_call
 
 WORD = Delta(ChatDelta(content="hi"))
 END = Finished(Usage(1, 1))
@@ -288,8 +301,62 @@ async def test_a_bug_becomes_an_internal_error_without_details() -> None:
     assert "secret" not in caught.value.message
 
 
-async def test_the_whole_pipeline_answers() -> None:
+class Whole:
+    """Every ring over real parts in memory, around one handler."""
+
+    def __init__(self, folder: Path, infer: Handler, limits: PipelineLimits) -> None:
+        def known() -> Directory:
+            return directory(endpoint(infer))
+
+        quota = Quota("quo_1", TESTER.tenant_id, "key", TESTER.key_id, Unit.CONCURRENT, Window.NOW, 1)
+        self.limiter = Limiter(MemoryCounters(), lambda: QuotaBook([quota]))
+        self.spool = Spool(folder, 64 * 1024**2)
+        self.handler = build_pipeline(
+            known,
+            Metrics(),
+            limits,
+            limiter=self.limiter,
+            meter=Meter(self.spool, PriceBook, self.limiter.settle),
+            cache=Cache(TieredAnswers(MemoryAnswers(2**20), None), known, ttl_s=60),
+            cost=lambda *_: 0,
+        )
+
+    async def status(self) -> str:
+        """Of the only event in the ledger."""
+        found: list[UsageEvent] = []
+
+        class Taker:
+            name = "taker"
+            wants_begins = False
+
+            async def take(self, records: Sequence[Record], token: str) -> None:
+                found.extend(record for record in records if isinstance(record, UsageEvent))
+
+        feed = Feed(self.spool, Taker(), 1000)
+        while feed.behind_bytes:
+            assert await feed.step() is not None
+        self.spool.close()
+        (event,) = found
+        return event.status
+
+
+async def test_the_whole_pipeline_answers(tmp_path: Path) -> None:
     emit = Collector()
-    handler = build_pipeline(lambda: directory(endpoint(answering)), Metrics(), PipelineLimits())
-    await handler(make_call("chat", "m"), emit)
-    assert emit.chunks == [Started("m", "w1"), WORD, END]
+    whole = Whole(tmp_path / "0", answering, PipelineLimits())
+    await whole.handler(make_call("chat", "m"), emit)
+    first, *rest = emit.chunks
+    assert isinstance(first, Started)
+    assert (first.model, first.endpoint, first.readings[0].remaining) == ("m", "w1", 0)
+    assert rest == [WORD, END]
+    assert await whole.status() == "ok"
+    assert whole.limiter.open == 0
+
+
+async def test_the_ledger_learns_that_time_ran_out(tmp_path: Path) -> None:
+    """So does the client, with how full its limits are."""
+    whole = Whole(tmp_path / "0", hanging(WORD), PipelineLimits(idle_timeout_s=0.05))
+    with pytest.raises(DeadlineExceeded, match="idle_timeout_s") as caught:
+        await whole.handler(make_call("chat", "m"), Collector())
+    assert caught.value.readings[0].remaining == 0
+    assert await whole.status() == "timeout"
+    assert whole.limiter.open == 0

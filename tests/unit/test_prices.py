@@ -169,6 +169,12 @@ def test_a_price_cannot_begin_in_the_past() -> None:
     with pytest.raises(SetupError, match=r"'m' from 2026-11-21.*in the past.*2026-11-22") as caught:
         check_price_dates((), past, NOW)
     assert caught.value.param == "prices"
+    spec = load_spec(
+        "models: [{name: m, backend: echo}]\nprices:\n  - {model: m}\n  - {model: m, from: 2020-01-31}\n",
+        env={},
+    )
+    with pytest.raises(SetupError, match=r"hub.yaml:4:16: 'm' from 2020-01-31"):
+        check_price_dates((), spec.prices, NOW, spec.price_places)
     # What was there before its day came may stay, but not change.
     check_price_dates(past, past, NOW)
     with pytest.raises(SetupError):

@@ -259,6 +259,7 @@ def test_a_checksum_is_of_the_whole_payload() -> None:
 
 def test_a_full_spool_refuses_new_calls_and_still_takes_ends(tmp_path: Path) -> None:
     spool = Spool(tmp_path / "0", 100_000)
+    assert spool.has_room
     begun = []
     while spool.refused == 0:
         begin = make_begin(f"c{len(begun)}")
@@ -284,6 +285,7 @@ async def test_a_full_disk_loses_no_event_and_recovers_by_itself(tmp_path: Path)
     for begin in begins:
         spool.end(make_event(begin, 1))
     assert spool.unwritten == 5
+    assert not spool.has_room
     with pytest.raises(LedgerFull):
         spool.begin(make_begin("refused"))
     files.mend()

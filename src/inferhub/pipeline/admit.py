@@ -16,6 +16,7 @@ from inferhub.core.tenancy import Principal
 from inferhub.core.usage import Usage
 from inferhub.modalities import modalities
 from inferhub.modalities.tokens import BYTES_PER_TOKEN
+from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.limiter import Limiter
 
 Cost = Callable[[str, str, Usage], int]
@@ -28,10 +29,16 @@ class Admit:
     """A ring. Bounds the calls in flight, so that memory is bounded whatever arrives."""
 
     def __init__(
-        self, *, max_inflight: int, limiter: Limiter | None = None, cost: Cost = lambda *_: 0
+        self,
+        *,
+        max_inflight: int,
+        directory: Callable[[], Directory] | None = None,
+        limiter: Limiter | None = None,
+        cost: Cost = lambda *_: 0,
     ) -> None:
         self._max_inflight = max_inflight
         self._inflight = 0
+        self._directory = directory
         self._limiter = limiter
         self._cost = cost
         self._estimates = {name: modality.estimate for name, modality in modalities().items()}
@@ -39,6 +46,9 @@ class Admit:
 
     async def __call__(self, call: Call, emit: Emit, inner: Handler) -> None:
         check_allowed(call)
+        if self._directory is not None:
+            # Before anything is reserved or recorded: a made-up name is text of the client's, and stays out.
+            self._directory().check(call.model, call.principal.may_call)
         if self._inflight >= self._max_inflight:
             raise Overloaded(f"{self._inflight} calls are in flight, the most allowed.", retry_after_s=1.0)
         self._inflight += 1

@@ -1,6 +1,7 @@
 """Ends calls that take too long: in total, before the first content, or between two pieces.
 
-One timer a call. Time spent waiting for a slow client is the client's, not the upstream's.
+One timer a call. Time spent waiting for a slow client is the client's, not the upstream's. Sits inside the
+meter, which so learns why a call ended; admission and the ledger, outside, bound their own waits.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from inferhub.core.errors import ModelNotFound, NoEndpoint
@@ -32,18 +32,29 @@ class Directory:
                 return name
         return None
 
-    def resolve(self, name: str) -> tuple[str, tuple[Endpoint, ...]]:
+    def check(self, name: str, may_call: Callable[[str], bool]) -> None:
+        """Raises `ModelNotFound` for a name that is neither a model nor a route."""
+        if name not in self.endpoints and name not in self.routes:
+            raise self.unknown(name, may_call)
+
+    def resolve(
+        self, name: str, may_call: Callable[[str], bool] = lambda _: True
+    ) -> tuple[str, tuple[Endpoint, ...]]:
         """(model name, its endpoints). Raises `ModelNotFound` or `NoEndpoint`."""
         model = self.routes.get(name, name)
         endpoints = self.endpoints.get(model)
         if endpoints is None:
-            raise ModelNotFound(f"The model {name[:128]!r} does not exist.{self._hint(name)}")
+            raise self.unknown(name, may_call)
         if not endpoints:
             raise NoEndpoint(f"The model {model!r} is known but not ready on any worker.", retry_after_s=1.0)
         return model, endpoints
 
-    def _hint(self, name: str) -> str:
-        near = difflib.get_close_matches(name[:128], self.names, n=1)
+    def unknown(self, name: str, may_call: Callable[[str], bool] = lambda _: True) -> ModelNotFound:
+        """What to tell who asked for `name`: the nearest of the names that he may call."""
+        names = [known for known in self.names if may_call(known)]
+        near = difflib.get_close_matches(name[:128], names, n=1)
         if near:
-            return f" Did you mean {near[0]!r}?"
-        return f" Available: {', '.join(self.names[:10])}." if self.names else " No model is loaded."
+            hint = f"Did you mean {near[0]!r}?"
+        else:
+            hint = f"Available: {', '.join(names[:10])}." if names else "No model is loaded."
+        return ModelNotFound(f"The model {name[:128]!r} does not exist. {hint}")

@@ -25,7 +25,7 @@ class Dispatch:
         self._running: Counter[str] = Counter()
 
     async def __call__(self, call: Call, emit: Emit) -> None:
-        model, endpoints = self._directory().resolve(call.model)
+        model, endpoints = self._directory().resolve(call.model, call.principal.may_call)
         endpoint = pick(endpoints, call, self._running)
         capability = fit(call, model, endpoint)
         forwards_all = "extra_params" in capability.features

@@ -1,7 +1,8 @@
 """Writes down what every call used and cost, before it begins and after it ended, whatever happened.
 
 The only ring that knows money. Sits inside admission (whose reservation it settles) and around the
-cache and every attempt; keeps nothing of what was asked or answered.
+deadline, the cache and every attempt, so that a cancellation that comes this far is the client's or the
+server's own end; keeps nothing of what was asked or answered.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from decimal import Decimal
 from functools import cache
 from typing import Any
 
+from msgspec.json import encode
+
 from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Handler, Started
-from inferhub.core.clock import new_id
 from inferhub.core.errors import (
     BackendRefused,
     DeadlineExceeded,
@@ -58,6 +60,8 @@ _NOTHING_DONE = (
 _MAX_TEXT = 256
 """Characters of a client's own words, such as a model's name, that a record holds."""
 _MAX_TOLD = 100
+_SYNC_END_S = 5.0
+"""For the disk to keep a call's end, where fsync is on."""
 
 
 class Meter:
@@ -97,13 +101,11 @@ class Meter:
         failure: BaseException | None = None
         try:
             if self._ledger.fsync:
-                await self._ledger.sync()
+                await self._sync(call.deadline_s - time.monotonic())
             await inner(call, watch)
             status = "ok"
         except asyncio.CancelledError as error:
-            failure = error
-            is_late = time.monotonic() >= call.deadline_s
-            status = DeadlineExceeded.code if is_late else CANCELLED
+            failure, status = error, CANCELLED
             raise
         except InferHubError as error:
             failure, status = error, error.code
@@ -118,13 +120,15 @@ class Meter:
         usage = end.usage.checked()
         if usage is not end.usage:
             self._tell(seen)
-        seen.usage = usage
+        # A provider that does not count is not free; the client is still told what was reported.
+        billed = seen.guessed() if usage.source == "unknown" and seen.deltas else usage
+        seen.usage = billed
         started = seen.started
         seen.price = book.at(started.model, seen.begin.at_ms / 1000) if started else None
         if seen.is_hit:
             seen.cost_usd = Decimal(0)
         elif seen.price is not None:
-            seen.cost_usd = cost(seen.price, usage)
+            seen.cost_usd = cost(seen.price, billed)
         else:
             return end if usage is end.usage else replace(end, usage=usage)
         return Finished(usage, seen.cost_usd)
@@ -142,12 +146,20 @@ class Meter:
         self._ledger.end(_event(seen, billed, status, failure))
         try:
             if self._ledger.fsync:
-                await self._ledger.sync()
-        except LedgerFull:
+                await self._sync(_SYNC_END_S)
+        except (LedgerFull, DeadlineExceeded):
             _log.error("a call's end may not survive a power failure", extra={"request_id": call.id})
         finally:
             if call.reservation is not None:
                 await self._settle_safely(call, call.reservation, billed, nano_usd(seen.cost_usd))
+
+    async def _sync(self, within_s: float) -> None:
+        """Raises `LedgerFull`, or `DeadlineExceeded` where the disk does not answer in time."""
+        try:
+            async with asyncio.timeout(within_s):
+                await self._ledger.sync()
+        except TimeoutError as error:
+            raise DeadlineExceeded("The disk of the ledger did not answer in time.") from error
 
     async def _settle_safely(self, call: Call, held: Reservation, billed: Usage, nano: int) -> None:
         try:
@@ -174,7 +186,7 @@ class _Seen:
 
     __slots__ = (
         "begin", "cost_usd", "deltas", "entry", "first_s", "is_hit", "marks", "price",
-        "speaks_in_tokens", "started", "started_s", "tag", "usage",
+        "speaks_in_tokens", "started", "started_s", "tag", "usage", "whole",
     )  # fmt: skip
 
     def __init__(self, begin: Begin, marks: memoryview, entry: int, *, speaks_in_tokens: bool) -> None:
@@ -184,6 +196,8 @@ class _Seen:
         self.tag: int = marks[entry]
         self.speaks_in_tokens = speaks_in_tokens
         self.deltas = 0
+        self.whole: list[Any] = []
+        """The pieces of an answer that is not streamed; one of them may be all of it."""
         self.started: Started | None = None
         self.is_hit = False
         self.usage: Usage | None = None
@@ -202,8 +216,15 @@ class _Seen:
             self.first_s = time.perf_counter()
         if self.speaks_in_tokens and (payload.finish_reason is None or _has_text(payload)):
             self.deltas = count = self.deltas + 1
+            if not self.begin.is_stream:
+                self.whole.append(payload)
             if not self.is_hit:
                 self.marks[self.entry] = self.tag + count
+
+    def guessed(self) -> Usage:
+        """Usage of an answer that is complete, and that nobody counted."""
+        text = sum(map(_text_chars, self.whole)) // _CHARS_PER_TOKEN
+        return Usage(self.begin.input_tokens, max(self.deltas, text), source="estimated")
 
     def interrupted(self, failure: BaseException | None) -> Usage:
         """Usage of an answer that never came to its clean end."""
@@ -220,7 +241,7 @@ def _begin(call: Call, estimate: int) -> Begin:
     caller = call.principal
     held = call.reservation.claims if call.reservation else ()
     return Begin(
-        id=new_id("call"),
+        id=call.key,
         request_id=call.id[:_MAX_TEXT],
         at_ms=time.time_ns() // 1_000_000,
         tenant_id=caller.tenant_id,
@@ -286,6 +307,15 @@ def _has_text(payload: Any) -> bool:
     )
 
 
+def _text_chars(payload: Any) -> int:
+    names = ("content", "text", "reasoning_content", "refusal")
+    calls = getattr(payload, "tool_calls", None)
+    return sum(len(getattr(payload, name, None) or "") for name in names) + (
+        len(encode(calls)) if calls else 0
+    )
+
+
+_CHARS_PER_TOKEN = 4
 _BYTES_PER_TOKEN = 4
 _LONG_BYTES = 4096
 _ENCODED = re.compile(rb"[A-Za-z0-9+/=_-]{1024,}")

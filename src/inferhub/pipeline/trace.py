@@ -9,7 +9,7 @@ import logging
 import time
 
 from inferhub.core.call import Call, Chunk, Delta, Emit, Handler, Started
-from inferhub.core.errors import InferHubError, InternalError, RequestError
+from inferhub.core.errors import Forbidden, InferHubError, InternalError, ModelNotFound, RequestError
 from inferhub.core.usage import Usage
 from inferhub.telemetry.metrics import Metrics
 
@@ -59,6 +59,8 @@ class Trace:
 
     def _report(self, call: Call, error: InferHubError) -> None:
         level = logging.INFO if isinstance(error, RequestError) else logging.WARNING
-        _log.log(
-            level, "call failed: %s", error.code, extra={"request_id": call.id, "model": call.model[:128]}
-        )
+        fields = {"request_id": call.id}
+        # Before a name is found to be a model's, it is text of the client's, which is nobody's to keep.
+        if not isinstance(error, ModelNotFound | Forbidden):
+            fields["model"] = call.model[:128]
+        _log.log(level, "call failed: %s", error.code, extra=fields)

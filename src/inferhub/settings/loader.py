@@ -27,6 +27,8 @@ from inferhub.settings.sources import (
 )
 
 DEFAULT_FILE = "inferhub.toml"
+_SECRET_OPTION = re.compile(r"([?&][^=&\s]*(?:pass|secret|token|key)[^=&\s]*=)[^&\s]*", re.IGNORECASE)
+"""In the query of an address, such as `?password=`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +57,9 @@ def shown(settings: Settings, name: str) -> str:
         return ", ".join(value) or "-"
     if isinstance(value, bool):
         return str(value).lower()
-    return re.sub(r"(?<=://)[^/@\s]*@", "***@", str(value))
+    # Up to the last `@`: a password may hold `/`, `?` and `@` where somebody forgot to encode them.
+    without_user = re.sub(r"(?<=://)\S*@", "***@", str(value))
+    return _SECRET_OPTION.sub(r"\1***", without_user)
 
 
 def load_settings(flags: Mapping[str, Any], *, env: Mapping[str, str], cwd: Path) -> Loaded:

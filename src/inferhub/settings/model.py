@@ -33,6 +33,9 @@ def _check_address(value: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra={"allowed": "HOST:PORT"})]
+EgressEntry = Annotated[
+    str, Field(min_length=1, max_length=300, json_schema_extra={"allowed": "HOST[:PORT] or NETWORK/BITS"})
+]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400)]
@@ -73,9 +76,39 @@ class Settings(BaseModel):
     catalog_url: str = Field(
         default_factory=lambda values: f"sqlite:///{values.get('data_dir', '.')}/catalog.db",
         min_length=1,
-        description="Database of API keys and of the applied spec. The scheme selects the store: "
-        "`sqlite:///ABSOLUTE/PATH`.",
+        description="Database of tenants, keys, limits, the audit log and the applied spec. "
+        "`sqlite:///ABSOLUTE/PATH`, `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.",
         json_schema_extra={"default_text": "`sqlite:///DATA_DIR/catalog.db`"},
+    )
+    counters_url: str = Field(
+        default_factory=lambda values: f"sqlite:///{values.get('data_dir', '.')}/counters.db",
+        min_length=1,
+        description="Where limits and budgets are counted; gateways that share limits share it. `memory://` "
+        "(one process, forgotten with it), `sqlite:///ABSOLUTE/PATH` (one machine), "
+        "`redis://USER:PASSWORD@HOST:PORT/DATABASE` (`rediss://` for TLS).",
+        json_schema_extra={"default_text": "`sqlite:///DATA_DIR/counters.db`"},
+    )
+    cache_url: str = Field(
+        default_factory=lambda values: f"sqlite:///{values.get('data_dir', '.')}/answers.db",
+        min_length=1,
+        description="Where answers are kept, sealed, for the cache and for `Idempotency-Key`; gateways that "
+        "share answers share it. `memory://` (one process, forgotten with it), "
+        "`sqlite:///ABSOLUTE/PATH` (one machine), `redis://USER:PASSWORD@HOST:PORT/DATABASE` (`rediss://` "
+        "for TLS).",
+        json_schema_extra={"default_text": "`sqlite:///DATA_DIR/answers.db`"},
+    )
+    usage_url: str = Field(
+        default_factory=lambda values: f"sqlite:///{values.get('data_dir', '.')}/usage.db",
+        min_length=1,
+        description="Database of the usage: who used how much, and what it cost. "
+        "`sqlite:///ABSOLUTE/PATH`, `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, "
+        "`clickhouse://USER:PASSWORD@HOST:PORT/DATABASE` (`clickhouses://` for TLS).",
+        json_schema_extra={"default_text": "`sqlite:///DATA_DIR/usage.db`"},
+    )
+    events_url: str | None = Field(
+        None,
+        min_length=1,
+        description="Stream of what happens, for other systems: `kafka://HOST:PORT[,HOST:PORT][?OPTION=VALUE]`.",
     )
     spec_file: Path | None = Field(
         None,
@@ -133,6 +166,71 @@ class Settings(BaseModel):
         (), description="Origins whose web pages may call the API; `*` allows all."
     )
 
+    # --- how usage is written down ----------------------------------------------------------------
+    spool_dir: Path = Field(
+        default_factory=lambda values: Path(values.get("data_dir", ".")) / "spool",
+        description="Folder of the ledger's write-ahead files, on a disk of this machine. Usage stays here "
+        "until the stores behind it have it.",
+        json_schema_extra={"default_text": "`DATA_DIR/spool`"},
+    )
+    spool_max_bytes: int = Field(
+        1024**3,
+        ge=16 * 1024**2,
+        le=1024**4,
+        description="Most usage that may wait for the stores, per process; beyond it new calls are refused "
+        "with 503. About a million calls fit into 1 GiB.",
+    )
+    spool_fsync: bool = Field(
+        False,
+        description="Wait for the disk before each call begins and after it ended, so that a power failure "
+        "loses no usage either. A killed process never loses any.",
+    )
+
+    # --- what it fetches --------------------------------------------------------------------------
+    egress_allow: tuple[EgressEntry, ...] = Field(
+        (),
+        description="Internal hosts that a URL of a tenant or a request may lead to, such as the receiver "
+        "of a webhook; without it only the public internet.",
+    )
+
+    # --- what it answers twice --------------------------------------------------------------------
+    cache_memory_bytes: int = Field(
+        64 * 1024**2,
+        ge=1024**2,
+        le=1024**4,
+        description="Memory of a gateway process for answers, in front of `cache_url`.",
+    )
+    cache_ttl_s: Annotated[float, Field(gt=0, le=30 * 86_400)] = Field(
+        3600, description="How long an answer of a model is answered again from the cache."
+    )
+    semantic_cache_model: str | None = Field(
+        None,
+        min_length=1,
+        description="Embedding model that recognises a question in other words, for requests with "
+        "`x-inferhub-cache: semantic`; without it they are refused. Needs the package `numpy`.",
+    )
+    semantic_cache_threshold: float = Field(
+        0.95,
+        ge=0.5,
+        le=1,
+        description="Least similarity of two questions that get one answer. The default is for the built-in "
+        "embedding model; `docs/explanation/cache.md` says how often it errs.",
+    )
+
+    # --- how limits are shared --------------------------------------------------------------------
+    counters_timeout_s: Seconds = Field(
+        0.05,
+        description="Longest wait for the counters behind limits and budgets; then this process counts for "
+        "itself until they answer again. Counters in a file of this machine are waited for 2 s at least.",
+    )
+    gateways_expected: int = Field(
+        1,
+        ge=1,
+        le=10_000,
+        description="Gateway processes that share limits. While the counters are gone, each grants the "
+        "whole part of limit / number, so that together they never grant more than the limit.",
+    )
+
     # --- how long it waits ------------------------------------------------------------------------
     request_timeout_s: Seconds = Field(600, description="Whole time of a call, queueing included.")
     first_token_timeout_s: Seconds = Field(
@@ -156,6 +254,12 @@ class Settings(BaseModel):
     load_timeout_s: Seconds = Field(300, description="Longest time a model may take to load.")
 
     # --- gateway and workers ----------------------------------------------------------------------
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Processes of `inferhub gateway` that share its port; about one for each CPU core.",
+    )
     worker: tuple[Address, ...] = Field((), description="Workers that `inferhub gateway` sends calls to.")
     worker_id: str | None = Field(
         None,
@@ -200,5 +304,5 @@ class Settings(BaseModel):
 SECRETS = frozenset({"pepper", "worker_token"})
 """Never shown; may also be given as `NAME_file`, the path of a file that holds the value."""
 
-LISTS = frozenset({"cors_origins", "worker"})
+LISTS = frozenset({"cors_origins", "egress_allow", "worker"})
 """Separated by commas where only text can be given."""

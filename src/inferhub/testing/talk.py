@@ -22,6 +22,7 @@ from inferhub.testing.raw_http import (
     exchange,
     request_bytes,
 )
+from inferhub.testing.upstream_process import trace_of
 
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -74,8 +75,12 @@ class Talk:
 
     @asynccontextmanager
     async def opened(self, path: str, body: Any, **headers: str) -> AsyncIterator[Opened]:
-        """A call that was sent; leaving the block hangs up. Its `x-request-id` is known beforehand."""
+        """A call that was sent; leaving the block hangs up. Its `x-request-id` is known beforehand.
+
+        It does not reach upstreams, but the trace does: `Upstream.records` finds the call by it.
+        """
         request_id = headers.setdefault("x-request-id", f"test_{secrets.token_hex(8)}")
+        headers.setdefault("traceparent", trace_of(request_id))
         async with connect(self.url) as connection:
             await connection.send(self.request("POST", path, headers, body))
             yield Opened(connection, request_id)

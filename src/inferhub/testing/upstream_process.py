@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from time import monotonic
 from typing import Self
 
@@ -57,6 +58,11 @@ class Upstream:
         """Every request since the start or the last `reset`, newest last."""
         return msgspec.json.decode(await self._ask("GET"), type=list[Record])
 
+    async def records(self, request_id: str) -> list[Record]:
+        """Every attempt of one request, by the key it came with or by its trace."""
+        trace = trace_of(request_id)
+        return [r for r in await self.log() if r.id == request_id or _trace_id(r) in trace]
+
     async def reset(self) -> None:
         await self._ask("DELETE")
 
@@ -66,7 +72,7 @@ class Upstream:
         """The newest record of this request once `when` holds. Raises `TimeoutError` with what there is."""
         end_s = monotonic() + within_s
         while True:
-            found = [record for record in await self.log() if record.id == request_id]
+            found = await self.records(request_id)
             if found and when(found[-1]):
                 return found[-1]
             if monotonic() > end_s:
@@ -84,3 +90,13 @@ class Upstream:
         finally:
             writer.close()
             await writer.wait_closed()
+
+
+def trace_of(request_id: str) -> str:
+    """A `traceparent` for a test's request: the one thing about it that is passed on to the upstream."""
+    digest = sha256(request_id.encode()).hexdigest()
+    return f"00-{digest[:32]}-{digest[32:48]}-01"
+
+
+def _trace_id(record: Record) -> str:
+    return record.headers.get("traceparent", "-none-").split("-")[1]

@@ -59,6 +59,10 @@ class Script(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The error's `param`."""
     leak: bool = False
     """Put the Authorization header and control characters into the error's message."""
+    cached: int = 3
+    """Tokens of the prompt that are reported as read from a cache."""
+    reasoning: int = 0
+    """Of the answer's tokens, how many are reported as thought."""
     dim: int = 8
     """Length of embedding vectors."""
 
@@ -98,13 +102,13 @@ def pieces(script: Script, request: UpstreamRequest) -> list[str]:
     return list(said if isinstance(said, str) else str(request.prompt))
 
 
-def usage(tokens: int, prompts: int = 1) -> dict[str, Any]:
+def usage(tokens: int, script: Script) -> dict[str, Any]:
     return {
-        "prompt_tokens": PROMPT_TOKENS * prompts,
+        "prompt_tokens": PROMPT_TOKENS,
         "completion_tokens": tokens,
-        "total_tokens": PROMPT_TOKENS * prompts + tokens,
-        "prompt_tokens_details": {"cached_tokens": 3},
-        "completion_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": PROMPT_TOKENS + tokens,
+        "prompt_tokens_details": {"cached_tokens": script.cached},
+        "completion_tokens_details": {"reasoning_tokens": script.reasoning},
     }
 
 
@@ -129,7 +133,7 @@ def completion_answer(script: Script, request: UpstreamRequest) -> bytes:
 def _answer(kind: str, choices: list[dict[str, Any]], script: Script, request: UpstreamRequest) -> bytes:
     answer = {"id": "up-1", "object": kind, "created": _CREATED, "model": request.model, "choices": choices}
     if script.mode != "usage_missing":
-        answer["usage"] = usage(len(pieces(script, request)) * len(choices))
+        answer["usage"] = usage(len(pieces(script, request)) * len(choices), script)
     return _encode(answer)
 
 
@@ -182,7 +186,7 @@ def _last_events(
     head: dict[str, Any], script: Script, request: UpstreamRequest, tokens: int
 ) -> Iterator[bytes]:
     if (request.stream_options or {}).get("include_usage") and script.mode != "usage_missing":
-        yield _encode({**head, "choices": [], "usage": usage(tokens)})
+        yield _encode({**head, "choices": [], "usage": usage(tokens, script)})
     if script.mode != "noterm":
         yield b"[DONE]"
 

@@ -66,6 +66,8 @@ class Spec:
     routes: tuple[Route, ...] = ()
     prices: tuple[Price, ...] = ()
     issuers: tuple[Issuer, ...] = ()
+    price_places: tuple[str, ...] = ()
+    """`FILE:LINE:COLUMN` of each price, for what only its time can tell about it."""
 
 
 def load_spec(
@@ -90,7 +92,10 @@ def load_spec(
     if problems or parsed is None:
         raise SetupError(_message(source, document, problems))
     routes = tuple(Route(route.name, route.model) for route in parsed.routes)
-    return Spec(models, routes, load_prices(parsed.prices), tuple(map(_issuer, parsed.issuers)))
+    issuers = tuple(map(_issuer, parsed.issuers))
+    prices = load_prices(parsed.prices)
+    places = [f"{source}:{_mark(('prices', i, 'from'), document)}" for i in range(len(prices))]
+    return Spec(models, routes, prices, issuers, tuple(places))
 
 
 def _parse(document: Document, problems: Problems) -> SpecFile | None:

@@ -137,7 +137,7 @@ class Postgres(Backing):
 
     def _listens(self) -> bool:
         """What its lock file says: another user's sockets are hidden from root in some containers."""
-        with suppress(OSError):
+        with suppress(OSError, IndexError):
             lines = (self._data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
             return lines[:1] == [str(self.process.pid)] and lines[7:] == ["ready   "]
         return False
