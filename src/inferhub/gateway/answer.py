@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -18,9 +18,10 @@ from inferhub.core.usage import Usage
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.payload import ClientGone, Receive
 from inferhub.gateway.problems import Headers, envelope, error_headers
+from inferhub.gateway.ratelimit import ratelimit_headers
 from inferhub.modalities.base import Envelope, Modality
 
-Send = Callable[[dict[str, Any]], Awaitable[None]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 _SSE: Headers = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -111,28 +112,31 @@ async def _unary(
 ) -> None:
     payloads: list[Any] = []
     started: Started | None = None
-    usage: Usage | None = None
+    finished: Finished | None = None
 
     async def emit(chunk: Chunk) -> None:
-        nonlocal started, usage
+        nonlocal started, finished
         if isinstance(chunk, Delta):
             payloads.append(chunk.payload)
         elif isinstance(chunk, Started):
             started = chunk
         else:
-            usage = chunk.usage
+            finished = chunk
 
     try:
         async with _CancelOnDisconnect(exchange.connection):
             await handler(call, emit)
-        if started is None or usage is None:
+        if started is None or finished is None:
             raise InternalError("The pipeline ended without an answer.")
-        body = modality.fold(call.request, seen_as, payloads, usage)
+        body = modality.fold(call.request, seen_as, payloads, finished.usage)
     except InferHubError as error:
         return await exchange.problem(error)
     except asyncio.CancelledError:
         return await exchange.problem(_stopping())
-    await exchange.json(200, body, _started_headers(started))
+    headers = _started_headers(started)
+    if finished.cost_usd is not None:
+        headers.append((b"x-inferhub-cost-usd", f"{finished.cost_usd:f}".encode()))
+    await exchange.json(200, body, headers)
     return None
 
 
@@ -234,8 +238,11 @@ def _started_headers(started: Started) -> Headers:
         (b"x-inferhub-upstream", started.endpoint.encode("latin-1", "replace")),
         (b"x-inferhub-attempts", str(started.attempt).encode()),
     ]
+    if started.cache:
+        headers.append((b"x-inferhub-cache", started.cache.encode()))
     if started.ignored_params:
         headers.append((b"x-inferhub-ignored-params", _listed(started.ignored_params)))
+    headers += ratelimit_headers(started.readings)
     return headers
 
 

@@ -6,11 +6,11 @@ Called by assembly, which owns every part; this module opens nothing and starts 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -19,21 +19,33 @@ from starlette.types import ASGIApp
 from inferhub import __version__
 from inferhub.core.call import Handler
 from inferhub.core.errors import InferHubError, InternalError, Invalid, MethodNotAllowed, NotFound, TooLarge
+from inferhub.gateway.access import GuardedRoute, require_guard
+from inferhub.gateway.admin.audit import audit_router
+from inferhub.gateway.admin.desk import Desk
+from inferhub.gateway.admin.keys import keys_router
+from inferhub.gateway.admin.limits import limits_router
 from inferhub.gateway.admin.spec import spec_router
+from inferhub.gateway.admin.tenants import projects_router, tenants_router, users_router
+from inferhub.gateway.admin.usage import usage_router
 from inferhub.gateway.admin.workers import workers_router
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.door import Door
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.health import health_router
+from inferhub.gateway.idempotency import Idempotency
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.models import models_router
 from inferhub.gateway.openapi import add_docs
 from inferhub.gateway.problems import envelope, error_headers
 from inferhub.gateway.surface import InferenceEndpoint
 from inferhub.modalities import modalities
+from inferhub.stores.cache.base import AnswerStore
+from inferhub.stores.counters.base import Counters
+from inferhub.stores.usage.base import UsageStore
 from inferhub.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
+_MAX_PARAM_CHARS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +53,13 @@ class GatewayParts:
     pipeline: Handler
     fleet: Fleet
     desired: Desired
+    desk: Desk
+    answers: AnswerStore
+    counters: Counters
+    usage: UsageStore
+    readiness: Callable[[], Mapping[str, object]]
+    check_url: Callable[[str], object]
+    """Raises for an address that no webhook may have."""
     metrics: Metrics
     limits: GatewayLimits
     cors_origins: Sequence[str] = ()
@@ -48,29 +67,59 @@ class GatewayParts:
 
 def build_app(parts: GatewayParts) -> ASGIApp:
     """The whole HTTP surface as one ASGI application."""
+    identity = parts.desired.identity
     hot: dict[str, InferenceEndpoint] = {}
     for modality in modalities().values():
-        endpoint = InferenceEndpoint(modality, parts.pipeline, parts.desired.identity)
+        endpoint = InferenceEndpoint(modality, parts.pipeline, identity)
         # With and without the trailing slash, and for a base URL that forgot `/v1`.
         for path in (modality.path, modality.path.removeprefix("/v1")):
             hot[path] = hot[f"{path}/"] = endpoint
-    app: ASGIApp = Door(hot, _cold_app(parts), parts.limits, parts.metrics)
+    app: ASGIApp = Door(
+        hot,
+        cold_app(parts),
+        identity=identity,
+        idempotency=Idempotency(parts.answers),
+        limits=parts.limits,
+        metrics=parts.metrics,
+    )
     if parts.cors_origins:
         app = CORSMiddleware(
-            app, allow_origins=parts.cors_origins, allow_methods=["GET", "POST", "PUT"], allow_headers=["*"]
+            app,
+            allow_origins=parts.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=["*"],
         )
     return app
 
 
-def _cold_app(parts: GatewayParts) -> FastAPI:
+def cold_app(parts: GatewayParts) -> FastAPI:
+    """Everything that is not inference. Behind the door, which gives each request its id."""
     app = FastAPI(
-        title="InferHub", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False
+        title="InferHub",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        dependencies=[Depends(require_guard)],
     )
+    app.router.route_class = GuardedRoute
     app.state.identity = parts.desired.identity
-    app.include_router(health_router(parts.fleet.readiness))
-    app.include_router(models_router(parts.fleet.directory))
-    app.include_router(spec_router(parts.desired))
-    app.include_router(workers_router(parts.fleet.workers))
+    app.state.limits = parts.limits
+    desk = parts.desk
+    for router in (
+        health_router(parts.readiness),
+        models_router(parts.fleet.directory),
+        spec_router(parts.desired),
+        workers_router(parts.fleet.workers),
+        tenants_router(desk, parts.check_url),
+        projects_router(desk),
+        users_router(desk, lambda: parts.fleet.spec.issuers),
+        keys_router(desk),
+        limits_router(desk, parts.counters.read),
+        usage_router(desk, parts.usage, lambda: parts.fleet.spec.prices),
+        audit_router(desk),
+    ):
+        app.include_router(router)
     add_docs(app)
     app.add_exception_handler(InferHubError, _answer_error)
     app.add_exception_handler(HTTPException, _answer_http)
@@ -100,8 +149,9 @@ async def _answer_http(request: Request, error: Any) -> Response:
 
 async def _answer_validation(request: Request, error: Any) -> Response:
     first = error.errors()[0]
-    param = ".".join(str(step) for step in first["loc"][1:])
-    return await _answer_error(request, Invalid(f"Invalid value for '{param}': {first['msg']}.", param=param))
+    param = ".".join(str(step) for step in first["loc"][1:])[:_MAX_PARAM_CHARS]
+    problem = Invalid(f"Invalid value for '{param}': {first['msg']}.", param=param or None)
+    return await _answer_error(request, problem)
 
 
 async def _answer_bug(request: Request, error: Exception) -> Response:

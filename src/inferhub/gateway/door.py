@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from inferhub.core.clock import new_id
-from inferhub.core.errors import InferHubError, InternalError, MethodNotAllowed
+from inferhub.core.errors import InferHubError, InternalError
 from inferhub.gateway.answer import Exchange
+from inferhub.gateway.idempotency import Idempotency
+from inferhub.gateway.identity import Identity
 from inferhub.gateway.limits import GatewayLimits
-from inferhub.gateway.payload import ClientGone
+from inferhub.gateway.payload import ClientGone, read_body
 from inferhub.gateway.problems import Headers
 from inferhub.gateway.surface import InferenceEndpoint
 from inferhub.telemetry.metrics import Metrics
@@ -25,57 +27,70 @@ _log = logging.getLogger(__name__)
 # Honoured only when it cannot forge a header or a log line.
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9_-]{8,128}$")
 
+_Answer = Callable[[Scope, dict[bytes, bytes], Exchange, str], Awaitable[None]]
+
 
 class Door:
     def __init__(
-        self, hot: Mapping[str, InferenceEndpoint], cold: ASGIApp, limits: GatewayLimits, metrics: Metrics
+        self,
+        hot: Mapping[str, InferenceEndpoint],
+        cold: ASGIApp,
+        *,
+        identity: Identity,
+        idempotency: Idempotency,
+        limits: GatewayLimits,
+        metrics: Metrics,
     ) -> None:
         self._hot = hot
         self._cold = cold
+        self._identity = identity
+        self._idempotency = idempotency
         self._limits = limits
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._cold(scope, receive, send)
+        headers = dict(scope["headers"])
+        if b"idempotency-key" in headers and scope["method"] == "POST":
+            return await self._answer(self._once, scope, headers, receive, send)
+        return await self._route(scope, receive, send)
+
+    async def _route(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._hot.get(scope["path"])
         if endpoint is None:
             return await self._pass_on(scope, receive, send)
-        headers = dict(scope["headers"])
+        return await self._answer(endpoint, scope, dict(scope["headers"]), receive, send)
+
+    async def _answer(
+        self, how: _Answer, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+    ) -> None:
+        """Whatever goes wrong in `how` is answered here, or has nobody left to be told."""
         begin = time.perf_counter()
         request_id = request_id_of(headers)
-
-        def common_headers() -> Headers:
-            return _common(request_id, begin)
-
         connection = scope["extensions"]["inferhub.connection"]
-        exchange = Exchange(receive, send, self._limits, common_headers, connection)
+        exchange = Exchange(receive, send, self._limits, lambda: _common(request_id, begin), connection)
         try:
-            await self._infer(endpoint, scope, headers, exchange, request_id)
+            try:
+                await how(scope, headers, exchange, request_id)
+            except InferHubError as error:
+                self._metrics.refused.labels(error.code).inc()
+                await exchange.problem(error)
+            except Exception:
+                _log.exception("request failed unexpectedly", extra={"request_id": request_id})
+                await exchange.problem(InternalError())
         except ClientGone:
-            return None
-        return None
+            return
 
-    async def _infer(
-        self,
-        endpoint: InferenceEndpoint,
-        scope: Scope,
-        headers: dict[bytes, bytes],
-        exchange: Exchange,
-        request_id: str,
+    async def _once(
+        self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request_id: str
     ) -> None:
-        try:
-            if scope["method"] != "POST":
-                raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
-            await endpoint(scope, headers, exchange, request_id)
-        except InferHubError as error:
-            self._metrics.refused.labels(error.code).inc()
-            await exchange.problem(error)
-        except ClientGone:
-            raise
-        except Exception:
-            _log.exception("request failed unexpectedly", extra={"request_id": request_id})
-            await exchange.problem(InternalError())
+        """A POST with an Idempotency-Key: the ordinary way, at most once."""
+        principal = await self._identity.principal(headers)
+        body = await read_body(headers, exchange.receive, exchange.limits)
+        if b"x-request-id" not in headers:
+            scope = {**scope, "headers": [*scope["headers"], (b"x-request-id", request_id.encode())]}
+        await self._idempotency(scope, body, principal, exchange, self._route)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The cold way: the same headers, and `/v1/models/` means `/v1/models`."""

@@ -1,28 +1,36 @@
-"""Who is calling: the Authorization header against an in-memory snapshot of the keys.
+"""Who calls: an API key against an in-memory snapshot of the keys, or a token of an OIDC issuer.
 
 No store is asked on the way of a request; `refresh` swaps the whole snapshot.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Protocol
 
-from inferhub.core.errors import Forbidden, Unauthenticated
+from inferhub.core.errors import Unauthenticated
 from inferhub.core.tenancy import ApiKey, Principal
+from inferhub.stores.catalog.keys import PREFIX, principal_of
 
 
 class Keys(Protocol):
     def find(self, presented: str) -> ApiKey | None: ...
 
 
+class Tokens(Protocol):
+    async def principal(self, token: str) -> Principal: ...
+
+
 class Identity:
-    def __init__(self, keys: Keys) -> None:
+    def __init__(self, keys: Keys, tokens: Tokens) -> None:
         self._keys = keys
+        self._tokens = tokens
+        self._used_at: dict[str, int] = {}
 
     def refresh(self, keys: Keys) -> None:
         self._keys = keys
 
-    def principal(self, headers: dict[bytes, bytes]) -> Principal:
+    async def principal(self, headers: dict[bytes, bytes]) -> Principal:
         """Raises `Unauthenticated`; the message never holds more than the last four characters."""
         header = headers.get(b"authorization")
         if header is None:
@@ -31,16 +39,17 @@ class Identity:
         if scheme.lower() != b"bearer" or not token.strip():
             raise Unauthenticated("The Authorization header must be 'Bearer ' and an API key.")
         presented = token.strip().decode("latin-1")
+        if presented.count(".") == 2 and not presented.startswith(PREFIX):
+            return await self._tokens.principal(presented)
         key = self._keys.find(presented)
         if key is None:
             ending = presented[-4:] if len(presented) >= 16 and presented[-4:].isalnum() else ""
             shown = f" (ending in {ending})" if ending else ""
-            raise Unauthenticated(f"Unknown or revoked API key{shown}.")
-        return Principal(key.id, key.role)
+            raise Unauthenticated(f"Unknown, expired or revoked API key{shown}.")
+        self._used_at[key.id] = int(time.time())
+        return principal_of(key)
 
-    def admin(self, headers: dict[bytes, bytes]) -> Principal:
-        """Raises `Forbidden` for a known key of another role."""
-        principal = self.principal(headers)
-        if not principal.is_admin:
-            raise Forbidden("This address needs a key with the role 'admin'.")
-        return principal
+    def take_uses(self) -> dict[str, int]:
+        """Key id → Unix seconds of its last use since the last time this was asked."""
+        used, self._used_at = self._used_at, {}
+        return used

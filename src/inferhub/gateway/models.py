@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from inferhub.core.clock import unix_s
-from inferhub.core.errors import ModelNotFound
-from inferhub.gateway.dependencies import known_caller
+from inferhub.gateway.access import Caller, GuardedRoute
+from inferhub.pipeline.admit import check_model
 from inferhub.pipeline.directory import Directory
 
 
 def models_router(directory: Callable[[], Directory]) -> APIRouter:
-    router = APIRouter(prefix="/v1", tags=["models"], dependencies=[Depends(known_caller)])
+    router = APIRouter(route_class=GuardedRoute, prefix="/v1", tags=["models"])
     created = unix_s()
 
     def card(name: str, snapshot: Directory) -> Mapping[str, Any]:
@@ -39,17 +39,16 @@ def models_router(directory: Callable[[], Directory]) -> APIRouter:
         return {"id": name, "object": "model", "created": created, "owned_by": "inferhub", "inferhub": detail}
 
     @router.get("/models", summary="List the models")
-    async def list_models() -> Mapping[str, Any]:
+    async def list_models(caller: Caller) -> Mapping[str, Any]:
         snapshot = directory()
-        return {"object": "list", "data": [card(name, snapshot) for name in snapshot.names]}
+        names = [name for name in snapshot.names if caller.may_call(name)]
+        return {"object": "list", "data": [card(name, snapshot) for name in names]}
 
     @router.get("/models/{model:path}", summary="Describe one model")
-    async def get_model(model: str) -> Mapping[str, Any]:
+    async def get_model(model: str, caller: Caller) -> Mapping[str, Any]:
         snapshot = directory()
-        if model not in snapshot.names:
-            # Raises with the nearest name; a known model without endpoint is still described.
-            snapshot.resolve(model)
-            raise ModelNotFound
+        check_model(caller, model)
+        snapshot.check(model, caller.may_call)
         return card(model, snapshot)
 
     return router

@@ -63,12 +63,18 @@ def _check_media(headers: dict[bytes, bytes]) -> None:
         )
 
 
-def parse_request(modality: Modality, body: bytes, max_depth: int) -> tuple[Any, tuple[str, ...]]:
-    """(request struct, unknown top-level names). Raises `Invalid` and nothing else."""
+def read_object(body: bytes, max_depth: int) -> dict[str, Any]:
+    """The JSON object that a body must be. Raises `Invalid` and nothing else."""
     check_depth(body, max_depth)
     tree = _load(body)
     if not isinstance(tree, dict):
         raise Invalid(f"The body must be a JSON object, not {_kind(tree)}.", code="invalid_json")
+    return tree
+
+
+def parse_request(modality: Modality, body: bytes, max_depth: int) -> tuple[Any, tuple[str, ...]]:
+    """(request struct, unknown top-level names). Raises `Invalid` and nothing else."""
+    tree = read_object(body, max_depth)
     try:
         request = msgspec.json.decode(body, type=modality.request)
     except msgspec.ValidationError as error:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Depends, Header, Request, Response
+from fastapi import APIRouter, Header, Request, Response
 
+from inferhub.core.audit import Act
 from inferhub.core.errors import Invalid, TooLarge
-from inferhub.gateway.dependencies import admin_caller
+from inferhub.gateway.access import Caller, GuardedRoute
 from inferhub.gateway.desired import AppliedSpec
 
 _MAX_SPEC_BYTES = 1024 * 1024
+_REVISION = re.compile(r'"?([0-9]{1,15})"?')
 
 
 class SpecDesk(Protocol):
@@ -19,25 +22,35 @@ class SpecDesk(Protocol):
     @property
     def spec(self) -> AppliedSpec: ...
 
-    async def apply(self, text: str, expected_revision: int | None) -> AppliedSpec: ...
+    async def apply(self, text: str, expected_revision: int | None, act: Act) -> AppliedSpec: ...
 
 
 def spec_router(desk: SpecDesk) -> APIRouter:
-    router = APIRouter(prefix="/admin/v1", tags=["admin"], dependencies=[Depends(admin_caller)])
+    router = APIRouter(route_class=GuardedRoute, prefix="/admin/v1", tags=["admin"])
 
     @router.get("/spec", summary="The spec in force", response_class=Response)
     async def get_spec() -> Response:
         return _as_yaml(desk.spec)
 
     @router.put("/spec", summary="Apply a hub.yaml", response_class=Response)
-    async def put_spec(request: Request, if_match: Annotated[str | None, Header()] = None) -> Response:
+    async def put_spec(
+        request: Request,
+        caller: Caller,
+        if_match: Annotated[str | None, Header()] = None,
+    ) -> Response:
         text = await _read_text(request)
-        if if_match is not None and not if_match.strip('"').isdigit():
-            raise Invalid(f"If-Match is {if_match!r}; send the revision number.", param="If-Match")
-        expected = int(if_match.strip('"')) if if_match is not None else None
-        return _as_yaml(await desk.apply(text, expected))
+        expected = None if if_match is None else _revision(if_match)
+        act = Act(caller.key_id, "spec.apply", "spec", request_id=request.state.request_id)
+        return _as_yaml(await desk.apply(text, expected, act))
 
     return router
+
+
+def _revision(if_match: str) -> int:
+    match = _REVISION.fullmatch(if_match)
+    if match is None:
+        raise Invalid(f"If-Match is {if_match[:40]!r}; send the revision number.", param="If-Match")
+    return int(match[1])
 
 
 async def _read_text(request: Request) -> str:

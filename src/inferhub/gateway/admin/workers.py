@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter
 
 from inferhub.core.serving import WorkerStatus
-from inferhub.gateway.dependencies import admin_caller
+from inferhub.gateway.access import GuardedRoute
 from inferhub.gateway.fleet import public_name
 
 
 def workers_router(workers: Callable[[], Mapping[str, WorkerStatus | None]]) -> APIRouter:
-    router = APIRouter(prefix="/admin/v1", tags=["admin"], dependencies=[Depends(admin_caller)])
+    router = APIRouter(route_class=GuardedRoute, prefix="/admin/v1", tags=["admin"])
 
     @router.get("/workers", summary="List the workers")
     async def list_workers() -> Mapping[str, Any]:
