@@ -1,13 +1,15 @@
 """What a non-streaming request costs, in CPU time of the gateway's whole process tree.
 
-Gateway (keys, metrics, request ids on), bare relays and nginx take turns before one mock upstream.
+Gateway (keys, metrics, request ids and the ledger on), the same with every limit, budgets, PostgreSQL
+and Redis, bare relays and nginx take turns before one mock upstream.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from statistics import median
 
-from benchmarks.contenders.gateway import remote_model, start_serve
+from benchmarks.contenders.gateway import everything_on, remote_model, start_serve
 from benchmarks.contenders.nginx import MISSING, start_floor, start_mock
 from benchmarks.contenders.relay import CLIENTS, start_relay
 from benchmarks.load import Load, Pressure, load_tool_note, press
@@ -16,7 +18,8 @@ from benchmarks.processes import Processes, Running
 from benchmarks.stats import interleave, lowest, paired_ratio, spread
 
 _CONNECTIONS = 32
-_BODY = {
+_FULL = "inferhub, everything on"
+BODY = {
     "model": "mock",
     "messages": [
         {"role": "system", "content": "You are a helpful assistant."},
@@ -26,11 +29,11 @@ _BODY = {
     "max_tokens": 64,
 }
 """200 bytes on the wire."""
-_PRESSURE = Pressure("/v1/chat/completions", _BODY, _CONNECTIONS, duration_s=2)
+_PRESSURE = Pressure("/v1/chat/completions", BODY, _CONNECTIONS, duration_s=2)
 
 
 def run(options: Options) -> Outcome:
-    with Processes() as processes:
+    with Processes() as processes, ExitStack() as stack:
         mock = start_mock(processes)
         contenders: dict[str, Running] = {
             f"relay ({client})": start_relay(processes, client, mock.url) for client in CLIENTS
@@ -39,6 +42,7 @@ def run(options: Options) -> Outcome:
         if floor is not None:
             contenders["nginx proxy_pass"] = floor
         contenders["inferhub"] = start_serve(processes, "serve", [remote_model(mock.url)])
+        contenders[_FULL] = stack.enter_context(everything_on(processes, "full", [remote_model(mock.url)]))
 
         def one_round(contender: Running) -> Load:
             return press(contender, _PRESSURE, processes.folder)
@@ -56,7 +60,13 @@ def _judge(rounds: dict[str, list[Load]], *, has_floor: bool) -> Outcome:
     ratio = paired_ratio(cpu["inferhub"], cpu[base])
     note = "; ".join(filter(None, (f"base: {base}", load_tool_note())))
     figures = [
-        Figure("CPU per request over the bare relay's", ratio, "x", at_most(3.2), note),
+        Figure("CPU per request over the bare relay's, no limits", ratio, "x", note=note),
+        Figure(
+            "CPU per request over the bare relay's, everything on",
+            paired_ratio(cpu[_FULL], cpu[base]),
+            "x",
+            at_most(2.1),
+        ),
         *(Figure(f"CPU per request: {name}", value, "us") for name, value in middle.items()),
     ]
     if not has_floor:
