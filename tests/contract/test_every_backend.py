@@ -55,7 +55,9 @@ async def backend(
         async with loaded(spec) as engine:
             yield engine
         return
-    with running_hub("serve", tmp_path_factory.mktemp("upstream"), ECHO) as hub:
+    # Checks ask the same again and again; what is looked at is the model, not the cache in front of it.
+    forgetful = {"cache_ttl_s": 0.001}
+    with running_hub("serve", tmp_path_factory.mktemp("upstream"), ECHO, forgetful) as hub:
         async with loaded(replace(spec, options={"base_url": hub.api, "api_key": hub.admin_key})) as remote:
             yield remote
 
