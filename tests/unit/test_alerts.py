@@ -13,7 +13,8 @@ from inferhub.core.errors import StoreFailed
 from inferhub.core.quota import NANO_USD, Claim, Quota, Reading, Unit, Window
 from inferhub.core.tenancy import Tenant
 from inferhub.egress import Fetcher
-from inferhub.gateway.alerts import Alerts, due, signature, webhook_secret
+from inferhub.gateway.alerts import Alerts, due, signature
+from inferhub.gateway.webhooks import webhook_secret
 from inferhub.pipeline.limiter.book import meter_for
 from inferhub.stores.cache.memory import MemoryAnswers
 from inferhub.stores.counters.memory import MemoryCounters

@@ -234,23 +234,9 @@ async def _delete(settings: Settings, limit_id: str) -> Quota:
 def _card(quota: Quota, readings: Mapping[str, Reading]) -> dict[str, Any]:
     """The same names as the admin API's."""
     from inferhub.pipeline.limiter.book import meter_for
-    from inferhub.stores.catalog.amounts import shown_amount
+    from inferhub.stores.catalog.amounts import limit_card
 
-    reading = readings.get(meter_for(quota).key)
-    return {
-        "id": quota.id,
-        "tenant_id": quota.tenant_id,
-        "level": quota.level,
-        "subject_id": quota.subject_id,
-        "unit": quota.unit.value,
-        "window": quota.window.value,
-        "limit": shown_amount(quota.limit, quota.unit),
-        "mode": quota.mode,
-        "created_at": quota.created_at,
-        "used": None if reading is None else shown_amount(reading.used, quota.unit),
-        "remaining": None if reading is None else shown_amount(reading.remaining, quota.unit),
-        "reset_s": None if reading is None else round(reading.reset_s, 3),
-    }
+    return limit_card(quota, readings.get(meter_for(quota).key))
 
 
 def _row(card: Mapping[str, Any]) -> tuple[str, ...]:

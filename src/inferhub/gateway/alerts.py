@@ -27,8 +27,6 @@ from inferhub.pipeline.limiter.book import meter_for
 from inferhub.stores.cache.base import AnswerStore
 from inferhub.stores.events.base import Event
 
-__all__ = ["THRESHOLDS", "Alert", "Alerts", "due", "signature", "webhook_secret"]
-
 _log = logging.getLogger(__name__)
 
 THRESHOLDS = (50, 80, 100)

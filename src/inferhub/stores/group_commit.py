@@ -1,6 +1,6 @@
 """One thread with one SQLite connection: whatever was asked meanwhile becomes its next transaction.
 
-Used by `sqlite`. Knows nothing of counters.
+Used by the SQLite answers of `counters` and `cache`; knows nothing of either.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from inferhub.core.tenancy import Principal
 from inferhub.gateway.access import Caller, GuardedRoute
 from inferhub.gateway.admin.desk import After, Body, Desk, Limit, act, as_page, cut, find, visible
 from inferhub.pipeline.limiter.book import meter_for
-from inferhub.stores.catalog.amounts import amount_of, shown_amount
+from inferhub.stores.catalog.amounts import amount_of, limit_card
 
 Read = Callable[[Sequence[Meter]], Awaitable[Sequence[Reading]]]
 """How full meters are. Raises `StoreFailed`."""
@@ -115,19 +115,4 @@ async def _levels(read: Read, quotas: Sequence[Quota]) -> Mapping[str, Reading]:
 
 
 def _card(quota: Quota, levels: Mapping[str, Reading]) -> Mapping[str, Any]:
-    reading = levels.get(meter_for(quota).key)
-    return {
-        "object": "limit",
-        "id": quota.id,
-        "tenant_id": quota.tenant_id,
-        "level": quota.level,
-        "subject_id": quota.subject_id,
-        "unit": quota.unit.value,
-        "window": quota.window.value,
-        "limit": shown_amount(quota.limit, quota.unit),
-        "mode": quota.mode,
-        "created_at": quota.created_at,
-        "used": None if reading is None else shown_amount(reading.used, quota.unit),
-        "remaining": None if reading is None else shown_amount(reading.remaining, quota.unit),
-        "reset_s": None if reading is None else round(reading.reset_s, 3),
-    }
+    return {"object": "limit", **limit_card(quota, levels.get(meter_for(quota).key))}

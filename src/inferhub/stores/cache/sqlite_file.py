@@ -8,13 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
-import time
 from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
 
 from inferhub.core.errors import SetupError
+from inferhub.stores.sqlite_wal import primary_code, switch_to_wal
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +30,6 @@ _TABLES = (
     "CREATE INDEX IF NOT EXISTS answers_due ON answers (due_ms)",
 )
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def file_of(url: str) -> Path:
@@ -44,7 +43,7 @@ def file_of(url: str) -> Path:
 
 
 def is_corrupt(error: sqlite3.Error) -> bool:
-    return _code(error) in _CORRUPT
+    return primary_code(error) in _CORRUPT
 
 
 def open_file(path: Path, timeout_s: float) -> tuple[sqlite3.Connection, int]:
@@ -96,30 +95,13 @@ def _connect(path: Path, timeout_s: float) -> tuple[sqlite3.Connection, int]:
     # Handed to one other thread after this.
     connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     try:
-        _switch_to_wal(connection)
+        switch_to_wal(connection, _WAL_WAIT_S)
         connection.execute("PRAGMA synchronous=NORMAL")
         _prepare(connection, path)
     except BaseException:
         connection.close()
         raise
     return connection, inode
-
-
-def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not wait by itself when two processes switch a new file at once.
-    give_up_at = time.monotonic() + _WAL_WAIT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if _code(error) not in _LOCKED or time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.02)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The amount of a limit, as people write it and as the catalog keeps it. Pure.
+"""A limit and its amount, as people write and read them and as the catalog keeps them. Pure.
 
 Used by the admin API and the CLI, so that both take and show the same.
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from decimal import Decimal
+from typing import Any
 
 from inferhub.core.errors import Invalid
-from inferhub.core.quota import NANO_USD, Unit
+from inferhub.core.quota import NANO_USD, Quota, Reading, Unit
 
 MAX_USD = 1_000_000
 MAX_AMOUNT = 10**12
@@ -41,3 +42,21 @@ def amount_of(given: int | str, unit: Unit) -> int:
 def shown_amount(amount: int, unit: Unit) -> int | str:
     """Dollars as exact text, everything else as it is."""
     return f"{Decimal(amount) / NANO_USD:f}" if unit is Unit.USD else amount
+
+
+def limit_card(quota: Quota, reading: Reading | None) -> dict[str, Any]:
+    """A limit and how full it is; `reading` is None where the counters cannot be asked."""
+    return {
+        "id": quota.id,
+        "tenant_id": quota.tenant_id,
+        "level": quota.level,
+        "subject_id": quota.subject_id,
+        "unit": quota.unit.value,
+        "window": quota.window.value,
+        "limit": shown_amount(quota.limit, quota.unit),
+        "mode": quota.mode,
+        "created_at": quota.created_at,
+        "used": None if reading is None else shown_amount(reading.used, quota.unit),
+        "remaining": None if reading is None else shown_amount(reading.remaining, quota.unit),
+        "reset_s": None if reading is None else round(reading.reset_s, 3),
+    }

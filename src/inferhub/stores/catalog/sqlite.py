@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -23,12 +22,12 @@ from inferhub.core.errors import CatalogCorrupt, InferHubError, SetupError, Stor
 from inferhub.stores.catalog import migrations
 from inferhub.stores.catalog.sql import SqlCatalog
 from inferhub.stores.catalog.sql.session import Database
+from inferhub.stores.sqlite_wal import LOCKED, primary_code, switch_to_wal
 
 BUSY_TIMEOUT_S = 10.0
 READERS = 2
 
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
@@ -80,7 +79,7 @@ def _prepare(path: Path) -> None:
     try:
         connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
-            _switch_to_wal(connection)
+            switch_to_wal(connection, BUSY_TIMEOUT_S)
             finding = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         finally:
             connection.close()
@@ -88,19 +87,6 @@ def _prepare(path: Path) -> None:
         raise _translate_sqlite(path, error) from error
     if finding != "ok":
         raise _corrupt(path)
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not wait by itself when two processes switch a new file at once.
-    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in _LOCKED or time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.02)
 
 
 def _engine(path: Path, *, connections: int, setup: tuple[str, ...]) -> AsyncEngine:
@@ -148,10 +134,10 @@ def _translate(path: Path, error: BaseException) -> InferHubError | None:
 
 
 def _translate_sqlite(path: Path, error: sqlite3.Error) -> InferHubError:
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    code = primary_code(error)
     if code in _CORRUPT:
         return _corrupt(path)
-    if code in _LOCKED:
+    if code in LOCKED:
         return _busy(path)
     if code in _FULL:
         return SetupError(

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import time
 from pathlib import Path
 
 from inferhub.core.errors import SetupError, StoreFailed
+from inferhub.stores.sqlite_wal import LOCKED, primary_code, switch_to_wal
 
 SCHEMA = 1
 _APPLICATION_ID = 0x1F4B_C0DE
@@ -26,7 +26,6 @@ CREATE TABLE IF NOT EXISTS marks (mark TEXT PRIMARY KEY, until_ms INTEGER NOT NU
 """
 
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
-_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
@@ -49,7 +48,7 @@ def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     except (OSError, sqlite3.Error) as error:
         raise _unwritable(path, error) from error
     try:
-        _switch_to_wal(connection)
+        switch_to_wal(connection, _WAL_WAIT_S)
         connection.execute("PRAGMA synchronous=NORMAL")
         # The same few pages change again and again: copied back rarely, they are copied once for many calls.
         connection.execute("PRAGMA wal_autocheckpoint=8000")
@@ -57,7 +56,9 @@ def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     except sqlite3.Error as error:
         connection.close()
         # At the start everything is for the operator to mend.
-        raise _damaged(path, error) if _code(error) in _CORRUPT else _unwritable(path, error) from error
+        raise (
+            _damaged(path, error) if primary_code(error) in _CORRUPT else _unwritable(path, error)
+        ) from error
     except BaseException:
         connection.close()
         raise
@@ -66,31 +67,14 @@ def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
 
 def translate(path: Path, error: sqlite3.Error) -> StoreFailed:
     """What an error of the driver means to a call."""
-    code = _code(error)
-    if code in _LOCKED:
+    code = primary_code(error)
+    if code in LOCKED:
         return StoreFailed(f"The counters {path} are locked by another process.")
     if code in _FULL:
         return StoreFailed(f"The counters {path} cannot be written: {error}. Free space on its disk.")
     if code in _CORRUPT:
         return StoreFailed(_damaged(path, error).message)
     return StoreFailed(f"The counters {path} failed: {error}.")
-
-
-def _code(error: sqlite3.Error) -> int:
-    return int(getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)) & 0xFF
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not wait by itself when two processes switch a new file at once.
-    give_up_at = time.monotonic() + _WAL_WAIT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if _code(error) not in _LOCKED or time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.02)
 
 
 def _prepare(connection: sqlite3.Connection, path: Path) -> None:

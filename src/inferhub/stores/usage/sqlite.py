@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 
 from inferhub.core.errors import SetupError, StoreFailed
 from inferhub.core.usage import UsageEvent
+from inferhub.stores.sqlite_wal import switch_to_wal
 from inferhub.stores.usage import questions, schema
 from inferhub.stores.usage.base import Dimension, Interval, Page, Step, UsageFilter
 from inferhub.stores.usage.rows import COLUMNS, COST, from_nano_and_atto, from_row, to_nano_and_atto, to_row
@@ -24,7 +24,6 @@ from inferhub.stores.usage.rows import COLUMNS, COST, from_nano_and_atto, from_r
 BUSY_TIMEOUT_S = 5.0
 STATEMENT_TIMEOUT_S = 10.0
 
-_LOCKED = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 _DIALECT = questions.Dialect(
     placeholder=lambda number, _: f"?{number}",
     day="date(at_ms / 1000, 'unixepoch')",
@@ -265,7 +264,7 @@ def _prepare(path: Path) -> sqlite3.Connection:
         raise _unusable(path, error.strerror or type(error).__name__) from error
     connection = _connect(path)
     try:
-        _switch_to_wal(connection)
+        switch_to_wal(connection, BUSY_TIMEOUT_S)
         _migrate(connection, path)
     except BaseException as error:
         connection.close()
@@ -283,19 +282,6 @@ def _connect(path: Path) -> sqlite3.Connection:
     except sqlite3.Error as error:
         raise _unusable(path, str(error)) from error
     return connection
-
-
-def _switch_to_wal(connection: sqlite3.Connection) -> None:
-    # SQLite does not wait by itself when two processes switch a new file at once.
-    give_up_at = time.monotonic() + BUSY_TIMEOUT_S
-    while True:
-        try:
-            connection.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in _LOCKED or time.monotonic() > give_up_at:
-                raise
-            time.sleep(0.02)
 
 
 def _migrate(connection: sqlite3.Connection, path: Path) -> None:
