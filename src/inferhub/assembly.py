@@ -305,7 +305,7 @@ def _pipeline(
 
     def cost(model: str, modality: str, estimate: Usage) -> int:
         """What a call may cost, before it is known who answers it: the name's own model is asked for."""
-        resolved = fleet.directory().routes.get(model, model)
+        resolved = fleet.directory().primary(model)
         price = desired.prices().at(resolved, time.time())
         return cost_nano_usd(price, estimate) if price else 0
 
@@ -350,7 +350,7 @@ def _known(desired: Desired, fleet: Fleet) -> Known:
         book=desired.quotas,
         prices=desired.prices,
         tenants=lambda: desired.people().tenants,
-        model_of=lambda name: fleet.directory().routes.get(name, name),
+        model_of=lambda name: fleet.directory().primary(name),
         is_current=lambda: desired.failure is None,
     )
 

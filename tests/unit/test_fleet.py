@@ -10,7 +10,7 @@ from inferhub.core.call import Call, Emit
 from inferhub.core.errors import EndpointLost, SetupError
 from inferhub.core.models import ModelSpec, ModelStatus
 from inferhub.core.serving import WorkerStatus
-from inferhub.core.traffic import Route
+from inferhub.core.traffic import alias
 from inferhub.gateway.fleet import Fleet, deployment_of
 from inferhub.settings.spec import Spec
 from inferhub.testing.calls import Collector, make_call
@@ -34,7 +34,7 @@ def new_fleet(*workers: object) -> Fleet:
 
 
 def spec(*models: ModelSpec, **routes: str) -> Spec:
-    return Spec(models=models, routes=tuple(Route(name, model) for name, model in routes.items()))
+    return Spec(models=models, routes=tuple(alias(name, model) for name, model in routes.items()))
 
 
 ECHO = ModelSpec("echo", "echo")

@@ -26,6 +26,7 @@ from inferhub.core.models import Capability, ModelSpec, ModelStatus
 from inferhub.core.prices import PriceBook
 from inferhub.core.quota import Quota, Unit, Window
 from inferhub.core.serving import Endpoint
+from inferhub.core.traffic import alias
 from inferhub.core.usage import Usage, UsageEvent
 from inferhub.modalities.chat import ChatDelta
 from inferhub.pipeline import PipelineLimits, build_pipeline

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from inferhub.core.errors import SetupError
 from inferhub.core.models import ModelSpec
-from inferhub.core.traffic import Route
+from inferhub.core.traffic import alias
 from inferhub.settings.spec import (
     SpecFile,
     default_spec,
@@ -63,7 +63,7 @@ def test_a_full_spec_loads() -> None:
     assert openai.options == {"base_url": "https://api.openai.com/v1", "api_key": "sk-canary-4711"}
     assert (openai.device, openai.slots, openai.queue_limit) == ("auto", 0, 64)
     assert (local.backend, local.weights) == ("llamacpp", "./models/Some.GGUF")
-    assert spec.routes == (Route("chat", "smollm2-135m"),)
+    assert spec.routes == (alias("chat", "smollm2-135m"),)
 
 
 def test_secrets_are_not_in_reprs() -> None:

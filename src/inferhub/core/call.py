@@ -18,6 +18,17 @@ from inferhub.core.usage import Usage
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """An attempt that came to nothing."""
+
+    endpoint: str
+    """Empty where none was found."""
+    code: str
+    """Of the error."""
+    after_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Started:
     """An endpoint took the call. Always directly followed by the first `Delta` or by `Finished`."""
 
@@ -32,6 +43,8 @@ class Started:
     """Whether the answer cache was asked, and had it."""
     readings: tuple[Reading, ...] = ()
     """How full the caller's limits are; the admit ring fills it in."""
+    trail: tuple[Failed, ...] = ()
+    """What was tried before, in order; the attempt ring fills it in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +52,11 @@ class Delta:
     """One piece of the answer; `payload` is the delta struct of the call's modality."""
 
     payload: Any
+    raw: bytes | None = None
+    """The same as the upstream wrote it, in the client's dialect: whole events, to be forwarded untouched.
+    In one stream all pieces have it or none. May hold events without content that came before."""
+    more: bool = False
+    """The next piece is here already: who writes may wait for it and write both at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +66,9 @@ class Finished:
     usage: Usage
     cost_usd: Decimal | None = None
     """What the call is billed; the meter ring fills it in. None for a model without a price."""
+    raw: bytes | None = None
+    """As the upstream wrote it: the events that end a stream whose deltas have `raw`, or all of an answer
+    that is not streamed."""
 
 
 Chunk = Started | Delta | Finished
@@ -63,6 +84,16 @@ Ring = Callable[["Call", Emit, Handler], Awaitable[None]]
 
 
 @dataclass(frozen=True, slots=True)
+class Native:
+    """A request in another dialect than its modality's own, as its client wrote it."""
+
+    dialect: str
+    """For example `anthropic_messages`. A backend that speaks it sends `body` on; every other one sends
+    what the request was translated to, `Call.body`."""
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One request on its way down. Derive a changed one with `dataclasses.replace`; never mutate."""
 
@@ -75,7 +106,7 @@ class Call:
     request: Any
     """The modality's request struct, already checked."""
     body: bytes
-    """The client's JSON exactly as it came, so that fields unknown to us are not lost."""
+    """JSON of `request`: exactly as it came, so that fields unknown to us are not lost, or translated."""
     principal: Principal
     deadline_s: float
     """End of the call on the `time.monotonic()` clock of this process; a transport carries what remains."""
@@ -86,6 +117,14 @@ class Call:
     attempt: int = 1
     avoid: frozenset[str] = frozenset()
     """Endpoints that already failed this call."""
+    endpoint: str = ""
+    """Chosen by the attempt ring; empty lets dispatch choose."""
+    native: Native | None = None
+    """Set where the client speaks another dialect than the modality's own."""
+    session: str = ""
+    """Calls with the same one are better answered by the same endpoint."""
+    resume: str = ""
+    """What the client has of the answer already: the rest of it is asked for, and nothing of it again."""
     reservation: Reservation | None = None
     """What admission reserved of the caller's limits."""
     cache: Literal["auto", "on", "off", "semantic"] = "auto"

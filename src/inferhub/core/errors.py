@@ -26,7 +26,9 @@ InferHubError
 │   ├── UpstreamRateLimited
 │   │   └── UpstreamExhausted
 │   ├── DeadlineExceeded
+│   │   └── EndpointStalled
 │   ├── BackendRefused
+│   │   └── ContentFiltered
 │   ├── StoreFailed
 │   ├── LedgerFull
 │   └── Draining
@@ -42,9 +44,12 @@ InferHubError
 from __future__ import annotations
 
 import inspect
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from inferhub.core.quota import Reading
+
+if TYPE_CHECKING:
+    from inferhub.core.call import Failed
 
 
 class InferHubError(Exception):
@@ -73,6 +78,8 @@ class InferHubError(Exception):
         """Where it happened; the pipeline fills it in."""
         self.attempts = 1
         """How often the pipeline tried."""
+        self.trail: tuple[Failed, ...] = ()
+        """What was tried before the attempt that ended with this error."""
         self.readings: tuple[Reading, ...] = ()
         """How full the caller's limits are, where admission looked at them."""
         super().__init__(self.message)
@@ -257,6 +264,13 @@ class DeadlineExceeded(ServingError):
     retryable = False
 
 
+class EndpointStalled(DeadlineExceeded):
+    """One endpoint was silent for too long, while the call itself still has time."""
+
+    code = "endpoint_stalled"
+    retryable = True
+
+
 class BackendRefused(ServingError):
     """The model or vendor said no for a reason that a retry will not change."""
 
@@ -264,6 +278,12 @@ class BackendRefused(ServingError):
     type = "invalid_request_error"
     http = 400
     retryable = False
+
+
+class ContentFiltered(BackendRefused):
+    """The vendor's content filter refused the request before anything was answered."""
+
+    code = "content_filter"
 
 
 class StoreFailed(ServingError):

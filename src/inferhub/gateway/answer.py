@@ -14,12 +14,12 @@ from typing import Any, Protocol, Self
 
 from inferhub.core.call import Call, Chunk, Delta, Finished, Handler, Started
 from inferhub.core.errors import Draining, InferHubError, InternalError
-from inferhub.core.usage import Usage
+from inferhub.gateway.dialects.base import Dialect
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.payload import ClientGone, Receive
-from inferhub.gateway.problems import Headers, envelope, error_headers
+from inferhub.gateway.problems import OPENAI, Form, Headers, error_headers, problem_of
 from inferhub.gateway.ratelimit import ratelimit_headers
-from inferhub.modalities.base import Envelope, Modality
+from inferhub.modalities.base import Envelope
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
@@ -30,6 +30,7 @@ _SSE: Headers = [
 ]
 
 _LINGER_S = 2.0
+_MAX_HELD_BYTES = 16 * 1024
 
 
 class Connection(Protocol):
@@ -59,6 +60,8 @@ class Exchange:
     common_headers: Callable[[], Headers]
     """Request id and timing; computed when the headers leave."""
     connection: Connection
+    request_id: str = ""
+    form: Form = OPENAI
 
     async def write(self, message: dict[str, Any]) -> None:
         """Bounded: a client that stops reading loses the connection, not our memory."""
@@ -81,11 +84,12 @@ class Exchange:
 
     async def problem(self, error: InferHubError) -> None:
         headers = error_headers(error)
+        status, body = self.form.status(error), self.form.body(error, self.request_id)
         if error.http not in (408, 413):
-            return await self.json(error.http, envelope(error), headers)
+            return await self.json(status, body, headers)
         # The rest of the body is not wanted; keeping the connection would mean reading it.
         headers.append((b"connection", b"close"))
-        await self.json(error.http, envelope(error), headers, is_last=False)
+        await self.json(status, body, headers, is_last=False)
         await self._linger()
         return await self.write({"type": "http.response.body", "body": b""})
 
@@ -97,19 +101,25 @@ class Exchange:
                     pass
 
 
-async def answer(
-    call: Call, modality: Modality, handler: Handler, exchange: Exchange, seen_as: Envelope
-) -> None:
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the client asked for, and how it wants to read it."""
+
+    dialect: Dialect
+    request: Any
+    """The dialect's own request struct."""
+    seen_as: Envelope
+
+
+async def answer(call: Call, wanted: Wanted, handler: Handler, exchange: Exchange) -> None:
     """Run the call and write its answer. Raises `ClientGone`; every other failure is answered."""
-    if call.stream and modality.writer is not None:
-        await _Stream(call, modality, handler, exchange, seen_as).run()
+    if call.stream and wanted.dialect.writer is not None:
+        await _Stream(call, wanted, handler, exchange).run()
     else:
-        await _unary(call, modality, handler, exchange, seen_as)
+        await _unary(call, wanted, handler, exchange)
 
 
-async def _unary(
-    call: Call, modality: Modality, handler: Handler, exchange: Exchange, seen_as: Envelope
-) -> None:
+async def _unary(call: Call, wanted: Wanted, handler: Handler, exchange: Exchange) -> None:
     payloads: list[Any] = []
     started: Started | None = None
     finished: Finished | None = None
@@ -128,7 +138,9 @@ async def _unary(
             await handler(call, emit)
         if started is None or finished is None:
             raise InternalError("The pipeline ended without an answer.")
-        body = modality.fold(call.request, seen_as, payloads, finished.usage)
+        body = finished.raw
+        if body is None:
+            body = wanted.dialect.fold(wanted.request, wanted.seen_as, payloads, finished.usage)
     except InferHubError as error:
         return await exchange.problem(error)
     except asyncio.CancelledError:
@@ -143,17 +155,17 @@ async def _unary(
 class _Stream:
     """Server-sent events of one call. The head is held until the first chunk, or for `head_hold_s`."""
 
-    def __init__(
-        self, call: Call, modality: Modality, handler: Handler, exchange: Exchange, seen_as: Envelope
-    ) -> None:
-        assert modality.writer is not None  # noqa: S101 - `answer` checked it
+    def __init__(self, call: Call, wanted: Wanted, handler: Handler, exchange: Exchange) -> None:
+        assert wanted.dialect.writer is not None  # noqa: S101 - `answer` checked it
         self._call = call
         self._handler = handler
         self._exchange = exchange
-        self._writer = modality.writer(call.request, seen_as)
+        self._writer = wanted.dialect.writer(wanted.request, wanted.seen_as)
         self._started: Started | None = None
-        self._usage: Usage | None = None
+        self._finished: Finished | None = None
         self._is_open = False
+        self._held = b""
+        """Events that wait for a piece that is on its way."""
         self._timer: asyncio.TimerHandle | None = None
         self._pinging: asyncio.Task[None] | None = None
         self._written_at = 0.0
@@ -164,9 +176,11 @@ class _Stream:
             self._arm(limits.head_hold_s)
             async with _CancelOnDisconnect(self._exchange.connection):
                 await self._handler(self._call, self._emit)
-            if self._usage is None:
+            end = self._finished
+            if end is None:
                 raise InternalError("The pipeline ended without an answer.")
-            await self._event(self._writer.end(self._usage), is_last=True)
+            closing = self._writer.end(end.usage) if end.raw is None else end.raw
+            await self._event(closing, is_last=True)
         except InferHubError as error:
             await self._fail(error)
         except asyncio.CancelledError:
@@ -177,17 +191,25 @@ class _Stream:
 
     async def _emit(self, chunk: Chunk) -> None:
         if isinstance(chunk, Delta):
-            event = self._writer.delta(chunk.payload)
-            if event:
+            event = chunk.raw
+            if event is None:
+                event = self._writer.delta(chunk.payload)
+            else:
+                self._writer.passed(event)
+            if chunk.more and len(self._held) < _MAX_HELD_BYTES:
+                self._held += event
+            elif event or self._held:
                 await self._event(event)
         elif isinstance(chunk, Started):
             self._started = chunk
         elif isinstance(chunk, Finished):
-            self._usage = chunk.usage
+            self._finished = chunk
 
     async def _event(self, event: bytes, *, is_last: bool = False) -> None:
         if not self._is_open:
             await self._open()
+        if self._held:
+            event, self._held = self._held + event, b""
         self._written_at = asyncio.get_running_loop().time()
         await self._exchange.write({"type": "http.response.body", "body": event, "more_body": not is_last})
 
@@ -200,7 +222,7 @@ class _Stream:
 
     async def _fail(self, error: InferHubError) -> None:
         if self._is_open:
-            await self._event(b"data: " + envelope(error) + b"\n\n", is_last=True)
+            await self._event(self._writer.fail(problem_of(error)), is_last=True)
         else:
             await self._exchange.problem(error)
 

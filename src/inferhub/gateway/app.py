@@ -29,6 +29,7 @@ from inferhub.gateway.admin.tenants import projects_router, tenants_router, user
 from inferhub.gateway.admin.usage import usage_router
 from inferhub.gateway.admin.workers import workers_router
 from inferhub.gateway.desired import Desired
+from inferhub.gateway.dialects import dialects
 from inferhub.gateway.door import Door
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.health import health_router
@@ -36,9 +37,8 @@ from inferhub.gateway.idempotency import Idempotency
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.models import models_router
 from inferhub.gateway.openapi import add_docs
-from inferhub.gateway.problems import envelope, error_headers
+from inferhub.gateway.problems import error_headers, form_at
 from inferhub.gateway.surface import InferenceEndpoint
-from inferhub.modalities import modalities
 from inferhub.stores.cache.base import AnswerStore
 from inferhub.stores.counters.base import Counters
 from inferhub.stores.usage.base import UsageStore
@@ -69,11 +69,12 @@ def build_app(parts: GatewayParts) -> ASGIApp:
     """The whole HTTP surface as one ASGI application."""
     identity = parts.desired.identity
     hot: dict[str, InferenceEndpoint] = {}
-    for modality in modalities().values():
-        endpoint = InferenceEndpoint(modality, parts.pipeline, identity)
-        # With and without the trailing slash, and for a base URL that forgot `/v1`.
-        for path in (modality.path, modality.path.removeprefix("/v1")):
-            hot[path] = hot[f"{path}/"] = endpoint
+    for dialect in dialects().values():
+        endpoint = InferenceEndpoint(dialect, parts.pipeline, identity)
+        for address in (dialect.path, *dialect.aliases):
+            # With and without the trailing slash, and for a base URL that forgot `/v1`.
+            for path in (address, address.removeprefix("/v1")):
+                hot[path] = hot[f"{path}/"] = endpoint
     app: ASGIApp = Door(
         hot,
         cold_app(parts),
@@ -130,7 +131,9 @@ def cold_app(parts: GatewayParts) -> FastAPI:
 
 async def _answer_error(request: Request, error: Any) -> Response:
     headers = {name.decode(): value.decode("latin-1") for name, value in error_headers(error)}
-    return Response(envelope(error), error.http, headers, "application/json")
+    form = form_at(request.scope["path"])
+    body = form.body(error, request.scope["state"]["request_id"])
+    return Response(body, form.status(error), headers, "application/json")
 
 
 async def _answer_http(request: Request, error: Any) -> Response:

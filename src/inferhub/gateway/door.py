@@ -19,7 +19,7 @@ from inferhub.gateway.idempotency import Idempotency
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.payload import ClientGone, read_body
-from inferhub.gateway.problems import Headers
+from inferhub.gateway.problems import Headers, form_at
 from inferhub.gateway.surface import InferenceEndpoint
 from inferhub.telemetry.metrics import Metrics
 
@@ -69,7 +69,15 @@ class Door:
         begin = time.perf_counter()
         request_id = request_id_of(headers)
         connection = scope["extensions"]["inferhub.connection"]
-        exchange = Exchange(receive, send, self._limits, lambda: _common(request_id, begin), connection)
+        exchange = Exchange(
+            receive,
+            send,
+            self._limits,
+            lambda: _common(request_id, begin),
+            connection,
+            request_id,
+            form_at(scope["path"]),
+        )
         try:
             try:
                 await how(scope, headers, exchange, request_id)

@@ -196,7 +196,7 @@ class Fleet:
                     endpoints.setdefault(public_name(model.spec.name), []).append(endpoint)
         self._directory = Directory(
             endpoints={name: tuple(found) for name, found in endpoints.items()},
-            routes={route.name: route.model for route in self._spec.routes},
+            routes={route.name: route for route in self._spec.routes},
             revision=self._directory.revision + 1,
         )
 

@@ -18,7 +18,7 @@ def models_router(directory: Callable[[], Directory]) -> APIRouter:
     created = unix_s()
 
     def card(name: str, snapshot: Directory) -> Mapping[str, Any]:
-        resolved = snapshot.routes.get(name, name)
+        resolved = snapshot.primary(name)
         endpoints = snapshot.endpoints.get(resolved, ())
         detail: dict[str, Any] = {"model": resolved, "ready": bool(endpoints), "endpoints": len(endpoints)}
         if endpoints:

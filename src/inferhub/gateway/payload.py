@@ -8,15 +8,24 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from inferhub.core.errors import Invalid, TooLarge, UnsupportedMedia
 from inferhub.gateway.limits import GatewayLimits
-from inferhub.modalities.base import Modality
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+class Shape(Protocol):
+    """The part of a `Modality` or `Dialect` that says what a request may look like."""
+
+    @property
+    def request(self) -> type[msgspec.Struct]: ...
+
+    @property
+    def check(self) -> Callable[[Any], None]: ...
 
 
 class ClientGone(BaseException):
@@ -72,17 +81,17 @@ def read_object(body: bytes, max_depth: int) -> dict[str, Any]:
     return tree
 
 
-def parse_request(modality: Modality, body: bytes, max_depth: int) -> tuple[Any, tuple[str, ...]]:
+def parse_request(shape: Shape, body: bytes, max_depth: int) -> tuple[Any, tuple[str, ...]]:
     """(request struct, unknown top-level names). Raises `Invalid` and nothing else."""
     tree = read_object(body, max_depth)
     try:
-        request = msgspec.json.decode(body, type=modality.request)
+        request = msgspec.json.decode(body, type=shape.request)
     except msgspec.ValidationError as error:
         raise explain(error, tree) from error
     except msgspec.DecodeError as error:
         raise Invalid(f"The body is not valid JSON: {error}.", code="invalid_json") from error
-    modality.check(request)
-    known = modality.request.__struct_fields__
+    shape.check(request)
+    known = shape.request.__struct_encode_fields__
     return request, tuple(name for name in tree if name not in known)
 
 

@@ -1,27 +1,68 @@
-"""The error tree as HTTP: status, headers and OpenAI's envelope. The only place that knows either."""
+"""The error tree as HTTP: status, headers and the envelope that clients of an address expect.
+
+The only place that knows any of them.
+"""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import msgspec
 
 from inferhub.core.errors import Conflict, InferHubError, QuotaExceeded, ServingError, Unauthenticated
 from inferhub.gateway.ratelimit import Headers, ratelimit_headers
+from inferhub.modalities.base import Problem
+from inferhub.wire.anthropic_messages.errors import anthropic_status, anthropic_type
 
-__all__ = ["Headers", "envelope", "error_headers"]
+__all__ = ["ANTHROPIC", "OPENAI", "Form", "Headers", "envelope", "error_headers", "form_at", "problem_of"]
 
 _MAX_MESSAGE_CHARS = 2000
 # Control characters forge log lines; addresses of objects help an attacker.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f]+|\b0x[0-9a-fA-F]{6,}\b")
 
 
+def problem_of(error: InferHubError) -> Problem:
+    """The error as clients may read it."""
+    message = _UNSAFE.sub(" ", error.message)[:_MAX_MESSAGE_CHARS]
+    return Problem(message, error.type, error.param, error.wire_code)
+
+
 def envelope(error: InferHubError) -> bytes:
     """`{"error": {"message", "type", "param", "code"}}`, all four keys always."""
-    message = _UNSAFE.sub(" ", error.message)[:_MAX_MESSAGE_CHARS]
-    body = {"message": message, "type": error.type, "param": error.param, "code": error.wire_code}
-    return msgspec.json.encode({"error": body})
+    return msgspec.json.encode({"error": problem_of(error)})
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """How the clients of one address want to be told of errors."""
+
+    status: Callable[[InferHubError], int]
+    body: Callable[[InferHubError, str], bytes]
+    """(error, request id) → JSON."""
+
+
+OPENAI = Form(status=lambda error: error.http, body=lambda error, _: envelope(error))
+
+
+def _anthropic_body(error: InferHubError, request_id: str) -> bytes:
+    problem = {"type": anthropic_type(error.http), "message": problem_of(error).message}
+    return msgspec.json.encode({"type": "error", "error": problem, "request_id": request_id})
+
+
+ANTHROPIC = Form(status=lambda error: anthropic_status(error.http), body=_anthropic_body)
+
+_FORMS = {"/v1/messages": ANTHROPIC, "/messages": ANTHROPIC}
+
+
+def form_at(path: str) -> Form:
+    """The form of an address, whether or not anything lives there."""
+    for prefix, form in _FORMS.items():
+        if path == prefix or path.startswith(f"{prefix}/"):
+            return form
+    return OPENAI
 
 
 def error_headers(error: InferHubError) -> Headers:

@@ -1,34 +1,36 @@
-"""One modality → one raw ASGI endpoint: who, what, until when; then the pipeline.
+"""One dialect → one raw ASGI endpoint: who, what, until when; then the pipeline.
 
-Built by `app` from the modality records; found by `door` with one dictionary look-up.
+Built by `app` from the dialect records; found by `door` with one dictionary look-up.
 """
 
 from __future__ import annotations
 
 import re
 import time
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple
 
 from starlette.types import Scope
 
-from inferhub.core.call import Call, Handler
+from inferhub.core.call import Call, Handler, Native
 from inferhub.core.clock import unix_s
 from inferhub.core.errors import Invalid, MethodNotAllowed
-from inferhub.gateway.answer import Exchange, answer
+from inferhub.core.tenancy import Principal
+from inferhub.gateway.answer import Exchange, Wanted, answer
+from inferhub.gateway.dialects.base import Dialect
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.payload import parse_request, read_body
-from inferhub.modalities.base import Envelope, Modality, wants_stream
+from inferhub.modalities.base import Envelope, wants_stream
 
 _TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
-_ID_PREFIX = {"chat": "chatcmpl", "completion": "cmpl"}
+_SESSION = re.compile(rb"^[\x21-\x7e]{1,256}$")
 
 
 class InferenceEndpoint:
-    def __init__(self, modality: Modality, handler: Handler, identity: Identity) -> None:
-        self._modality = modality
+    def __init__(self, dialect: Dialect, handler: Handler, identity: Identity) -> None:
+        self._dialect = dialect
         self._handler = handler
         self._identity = identity
-        self._id_prefix = _ID_PREFIX.get(modality.name, modality.name)
 
     async def __call__(
         self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request_id: str
@@ -38,25 +40,62 @@ class InferenceEndpoint:
             raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
         principal = await self._identity.principal(headers)
         body = await read_body(headers, exchange.receive, exchange.limits)
-        request, unknown = parse_request(self._modality, body, exchange.limits.max_json_depth)
+        request, unknown = parse_request(self._dialect, body, exchange.limits.max_json_depth)
         is_stream = wants_stream(request)
         if is_stream and scope.get("http_version") == "1.0":
             raise Invalid("Streaming needs HTTP/1.1 or newer; this request came as HTTP/1.0.", param="stream")
-        call = Call(
-            id=request_id,
-            modality=self._modality.name,
-            model=request.model,
-            request=request,
-            body=body,
-            principal=principal,
-            deadline_s=time.monotonic() + exchange.limits.request_timeout_s,
-            stream=is_stream,
-            traceparent=_traceparent(headers),
-            unknown_params=unknown,
-            cache=_cache_wish(headers),
+        asked = Asked(self._dialect, request, body, unknown)
+        call = make_call(asked, principal, headers, exchange)
+        await answer(
+            call, Wanted(self._dialect, request, envelope_for(self._dialect, call)), self._handler, exchange
         )
-        seen_as = Envelope(f"{self._id_prefix}-{request_id.removeprefix('req_')}", unix_s(), request.model)
-        await answer(call, self._modality, self._handler, exchange, seen_as)
+
+
+class Asked(NamedTuple):
+    """A checked request, in the words of its dialect."""
+
+    dialect: Dialect
+    request: Any
+    body: bytes
+    unknown: tuple[str, ...]
+
+
+def make_call(asked: Asked, principal: Principal, headers: Mapping[bytes, bytes], exchange: Exchange) -> Call:
+    """The call that a request becomes. Raises `Invalid` or `Unsupported`."""
+    dialect, request, body, unknown = asked
+    native: Native | None = None
+    if dialect.translate is not None:
+        translated = dialect.translate(request, body)
+        native = Native(dialect.name, body)
+        request, body = translated.request, translated.body
+        unknown += translated.ignored
+    return Call(
+        id=exchange.request_id,
+        modality=dialect.modality.name,
+        model=asked.request.model,
+        request=request,
+        body=body,
+        principal=principal,
+        deadline_s=time.monotonic() + exchange.limits.request_timeout_s,
+        stream=wants_stream(asked.request),
+        traceparent=_traceparent(headers),
+        unknown_params=unknown,
+        cache=_cache_wish(headers),
+        native=native,
+        session=_session(headers, request),
+    )
+
+
+def envelope_for(dialect: Dialect, call: Call) -> Envelope:
+    return Envelope(f"{dialect.id_prefix}{call.id.removeprefix('req_')}", unix_s(), call.model)
+
+
+def _session(headers: Mapping[bytes, bytes], request: Any) -> str:
+    """What ties calls together: a header of ours, or what OpenAI's clients say for their prompt cache."""
+    given = headers.get(b"x-inferhub-session", b"")
+    if _SESSION.match(given):
+        return given.decode()
+    return getattr(request, "prompt_cache_key", None) or getattr(request, "user", None) or ""
 
 
 _CACHE_WISHES: dict[bytes, Literal["on", "off", "semantic"]] = {
@@ -66,7 +105,7 @@ _CACHE_WISHES: dict[bytes, Literal["on", "off", "semantic"]] = {
 }
 
 
-def _cache_wish(headers: dict[bytes, bytes]) -> Literal["auto", "on", "off", "semantic"]:
+def _cache_wish(headers: Mapping[bytes, bytes]) -> Literal["auto", "on", "off", "semantic"]:
     given = headers.get(b"x-inferhub-cache")
     if given is None:
         return "auto"
@@ -79,6 +118,6 @@ def _cache_wish(headers: dict[bytes, bytes]) -> Literal["auto", "on", "off", "se
     return wish
 
 
-def _traceparent(headers: dict[bytes, bytes]) -> str | None:
+def _traceparent(headers: Mapping[bytes, bytes]) -> str | None:
     value = headers.get(b"traceparent")
     return value.decode() if value and _TRACEPARENT.match(value) else None

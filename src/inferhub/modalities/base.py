@@ -26,12 +26,27 @@ class Envelope:
     """The name the client asked for; the resolved one is in the `x-inferhub-model` header."""
 
 
+class Problem(msgspec.Struct, frozen=True):
+    """An error as clients may read it: cleaned, and with OpenAI's four keys."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
 class StreamWriter(Protocol):
     """Turns one call's deltas into complete server-sent events; holds what the stream has said so far."""
 
     def delta(self, payload: Any) -> bytes: ...
 
+    def passed(self, raw: bytes) -> None:
+        """Told of events that were forwarded as the upstream wrote them, instead of `delta`."""
+
     def end(self, usage: Usage) -> bytes: ...
+
+    def fail(self, problem: Problem) -> bytes:
+        """The event that ends a stream which broke after it had begun. Nothing follows it."""
 
 
 @dataclass(frozen=True, slots=True)

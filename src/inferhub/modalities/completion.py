@@ -10,7 +10,7 @@ from msgspec import Meta
 
 from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
-from inferhub.modalities.base import Envelope, Modality
+from inferhub.modalities.base import Envelope, Modality, Problem
 from inferhub.modalities.tokens import (
     DEFAULT_OUTPUT_TOKENS,
     ChunkFrame,
@@ -141,6 +141,12 @@ class _Writer:
 
     def end(self, usage: Usage) -> bytes:
         return self._frame.end(usage)
+
+    def passed(self, raw: bytes) -> None:
+        """Every event stands for itself."""
+
+    def fail(self, problem: Problem) -> bytes:
+        return self._frame.fail(problem)
 
 
 def _fold(

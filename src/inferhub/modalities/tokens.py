@@ -6,7 +6,7 @@ import msgspec
 
 from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
-from inferhub.modalities.base import Envelope
+from inferhub.modalities.base import Envelope, Problem
 
 TextOrTokens = str | list[str | int | list[int]]
 """One text, many texts, one list of token ids, or many. The decoder cannot say "all alike"; `split` does."""
@@ -120,6 +120,10 @@ class ChunkFrame:
         if self._wants_usage:
             events = self._head + b'],"usage":' + _encode(token_usage(usage)) + b"}\n\n"
         return events + b"data: [DONE]\n\n"
+
+    @staticmethod
+    def fail(problem: Problem) -> bytes:
+        return b'data: {"error":' + _encode(problem) + b"}\n\n"
 
 
 _encode = msgspec.json.Encoder().encode

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from inferhub.core.errors import ModelNotFound, NoEndpoint
 from inferhub.core.serving import Endpoint
+from inferhub.core.traffic import Route
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,8 +17,7 @@ class Directory:
 
     endpoints: Mapping[str, tuple[Endpoint, ...]] = field(default_factory=dict)
     """Model name → where it runs; an empty tuple while the model is wanted but nowhere ready."""
-    routes: Mapping[str, str] = field(default_factory=dict)
-    """Route name → model name."""
+    routes: Mapping[str, Route] = field(default_factory=dict)
     revision: int = 0
 
     @property
@@ -28,9 +28,18 @@ class Directory:
     def first_for(self, modality: str) -> str | None:
         """The first name, alphabetically, whose model is ready for this kind of call."""
         for name in self.names:
-            if any(e.model.capability(modality) for e in self.endpoints.get(self.routes.get(name, name), ())):
+            if any(e.model.capability(modality) for e in self.endpoints.get(self.primary(name), ())):
                 return name
         return None
+
+    def models_of(self, name: str) -> tuple[str, ...]:
+        """Every model that may answer to this name, the likeliest first; itself where it is a model's."""
+        route = self.routes.get(name)
+        return route.models if route else (name,)
+
+    def primary(self, name: str) -> str:
+        """The model that most likely answers to this name."""
+        return self.models_of(name)[0]
 
     def check(self, name: str, may_call: Callable[[str], bool]) -> None:
         """Raises `ModelNotFound` for a name that is neither a model nor a route."""
@@ -41,7 +50,7 @@ class Directory:
         self, name: str, may_call: Callable[[str], bool] = lambda _: True
     ) -> tuple[str, tuple[Endpoint, ...]]:
         """(model name, its endpoints). Raises `ModelNotFound` or `NoEndpoint`."""
-        model = self.routes.get(name, name)
+        model = self.primary(name)
         endpoints = self.endpoints.get(model)
         if endpoints is None:
             raise self.unknown(name, may_call)

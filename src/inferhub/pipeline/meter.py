@@ -131,7 +131,7 @@ class Meter:
             seen.cost_usd = cost(seen.price, billed)
         else:
             return end if usage is end.usage else replace(end, usage=usage)
-        return Finished(usage, seen.cost_usd)
+        return Finished(usage, seen.cost_usd, end.raw)
 
     async def _close(
         self, call: Call, seen: _Seen, status: str, failure: BaseException | None, book: PriceBook

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from inferhub.core import errors
-from inferhub.core.call import Call, Chunk, Delta, Finished, Started
+from inferhub.core.call import Call, Chunk, Delta, Finished, Native, Started
 from inferhub.core.errors import InferHubError, Invalid, ServingError, UpstreamFailed
 from inferhub.core.models import Capability, ModelSpec, ModelStatus
 from inferhub.core.serving import DeviceStatus, WorkerStatus
@@ -56,6 +56,8 @@ class Codec:
             remaining_s=call.deadline_s - time.monotonic(),
             stream=call.stream,
             key=call.key,
+            native=pb.Native(dialect=call.native.dialect, body=call.native.body) if call.native else None,
+            resume=call.resume,
         )
 
     def decode_call(self, message: pb.InferRequest, traceparent: str | None) -> Call:
@@ -80,15 +82,19 @@ class Codec:
             stream=message.stream,
             traceparent=traceparent,
             key=message.key,
+            native=Native(message.native.dialect, message.native.body)
+            if message.HasField("native")
+            else None,
+            resume=message.resume,
         )
 
     def encode_chunk(self, chunk: Chunk) -> pb.Chunk:
         match chunk:
-            case Delta(payload):
-                return pb.Chunk(delta=_encode_json(payload))
-            case Finished(usage):
+            case Delta(payload, raw, more):
+                return pb.Chunk(delta=_encode_json(payload), raw=raw, more=more)
+            case Finished(usage, _, raw):
                 # A vendor's impossible figure, such as a negative one, must not become our failure.
-                return pb.Chunk(finished=_usage_message(usage.checked()))
+                return pb.Chunk(finished=_usage_message(usage.checked()), raw=raw)
             case Started(model, endpoint, attempt):
                 return pb.Chunk(started=pb.Started(model=model, endpoint=endpoint, attempt=attempt))
 
@@ -99,13 +105,13 @@ class Codec:
             match chunk.WhichOneof("kind"):
                 case "delta":
                     try:
-                        yield Delta(decode_delta(chunk.delta))
+                        yield Delta(decode_delta(chunk.delta), _raw(chunk), chunk.more)
                     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                         raise UpstreamFailed(
                             f"The worker sent a piece of {modality} that cannot be read: {error}"
                         ) from error
                 case "finished":
-                    yield Finished(_usage(chunk.finished))
+                    yield Finished(_usage(chunk.finished), raw=_raw(chunk))
                 case "started":
                     started = chunk.started
                     yield Started(started.model, started.endpoint, started.attempt)
@@ -117,6 +123,10 @@ class Codec:
         if decoder is None:
             decoder = self._decoders[shape] = msgspec.json.Decoder(shape)
         return decoder
+
+
+def _raw(chunk: pb.Chunk) -> bytes | None:
+    return chunk.raw if chunk.HasField("raw") else None
 
 
 # --- errors ------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ Unknown fields inside messages and tools are not modelled here; they travel in `
 from __future__ import annotations
 
 from inferhub.modalities.base import Modality
-from inferhub.modalities.chat.answer import ChatResponse, ChatWriter, Logprobs, fold
+from inferhub.modalities.chat.answer import ChatResponse, ChatWriter, Logprobs, fold, join_details
 from inferhub.modalities.chat.deltas import (
     ChatDelta,
     FinishReason,
     FunctionDelta,
+    ReasoningDetail,
     TokenLogprob,
     ToolCallDelta,
     TopLogprob,
@@ -19,6 +20,7 @@ from inferhub.modalities.chat.estimate import cap, estimate
 from inferhub.modalities.chat.request import (
     AllowedTools,
     AudioPart,
+    CacheControl,
     ChatRequest,
     FilePart,
     FunctionCall,
@@ -32,6 +34,7 @@ from inferhub.modalities.chat.request import (
     SchemaFormat,
     TextFormat,
     TextPart,
+    Thinking,
     Tool,
     ToolCall,
     ToolChoice,
@@ -43,6 +46,7 @@ __all__ = [
     "MODALITY",
     "AllowedTools",
     "AudioPart",
+    "CacheControl",
     "ChatDelta",
     "ChatRequest",
     "ChatResponse",
@@ -57,16 +61,19 @@ __all__ = [
     "Message",
     "NamedTool",
     "Part",
+    "ReasoningDetail",
     "RefusalPart",
     "SchemaFormat",
     "TextFormat",
     "TextPart",
+    "Thinking",
     "TokenLogprob",
     "Tool",
     "ToolCall",
     "ToolCallDelta",
     "ToolChoice",
     "TopLogprob",
+    "join_details",
 ]
 
 MODALITY = Modality(
@@ -93,6 +100,10 @@ MODALITY = Modality(
         "seed",
         "logit_bias",
         "reasoning_effort",
+        "thinking",
+        "top_k",
+        "remote_urls",
+        "prefill",
         "vision",
         "audio_input",
         "audio_output",

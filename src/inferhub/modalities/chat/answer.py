@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
 from inferhub.core.usage import Usage
-from inferhub.modalities.base import Envelope
-from inferhub.modalities.chat.deltas import ChatDelta, TokenLogprob, ToolCallDelta
+from inferhub.modalities.base import Envelope, Problem
+from inferhub.modalities.chat.deltas import ChatDelta, ReasoningDetail, TokenLogprob, ToolCallDelta
 from inferhub.modalities.chat.request import ChatRequest, FunctionCall, ToolCall
 from inferhub.modalities.tokens import ChunkFrame, TokenUsage, token_usage
 
@@ -23,8 +23,10 @@ class _StreamDelta(msgspec.Struct, omit_defaults=True):
     role: str | None = None
     content: str | None = None
     reasoning_content: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
     refusal: str | None = None
     tool_calls: list[ToolCallDelta] | None = None
+    annotations: list[dict[str, Any]] | None = None
 
 
 class _StreamChoice(msgspec.Struct):
@@ -40,7 +42,9 @@ class ChatMessage(msgspec.Struct, omit_defaults=True):
     content: str | None
     refusal: str | None
     reasoning_content: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
     tool_calls: list[ToolCall] | None = None
+    annotations: list[dict[str, Any]] | None = None
 
 
 class ChatChoice(msgspec.Struct):
@@ -81,8 +85,10 @@ class ChatWriter:
         said = _StreamDelta(
             content=payload.content or None,
             reasoning_content=payload.reasoning_content,
+            reasoning_details=payload.reasoning_details,
             refusal=payload.refusal,
             tool_calls=payload.tool_calls,
+            annotations=payload.annotations,
         )
         if said != _SILENT or payload.logprobs:
             logprobs = Logprobs(payload.logprobs) if payload.logprobs else None
@@ -95,6 +101,12 @@ class ChatWriter:
 
     def end(self, usage: Usage) -> bytes:
         return self._frame.end(usage)
+
+    def passed(self, raw: bytes) -> None:
+        """Every event stands for itself."""
+
+    def fail(self, problem: Problem) -> bytes:
+        return self._frame.fail(problem)
 
 
 _SILENT = _StreamDelta()
@@ -128,7 +140,9 @@ def _fold_choice(index: int, pieces: Sequence[ChatDelta]) -> ChatChoice:
             content=content if content is not None or calls or refusal else "",
             refusal=refusal,
             reasoning_content=_join([p.reasoning_content for p in pieces]),
+            reasoning_details=join_details(pieces) or None,
             tool_calls=calls or None,
+            annotations=[note for p in pieces for note in p.annotations or ()] or None,
         ),
         logprobs=Logprobs(logprobs) if logprobs else None,
         finish_reason=next((p.finish_reason for p in pieces if p.finish_reason), "stop"),
@@ -140,11 +154,29 @@ def _join(pieces: Sequence[str | None]) -> str | None:
     return "".join(said) if said else None
 
 
+def join_details(pieces: Sequence[ChatDelta]) -> list[ReasoningDetail]:
+    """Whole thoughts from their pieces: those with one index and kind are one."""
+    whole: list[ReasoningDetail] = []
+    for piece in (detail for p in pieces for detail in p.reasoning_details or ()):
+        last = whole[-1] if whole else None
+        if last is None or piece.index is None or (last.index, last.type) != (piece.index, piece.type):
+            whole.append(msgspec.structs.replace(piece))
+            continue
+        last.text = _join([last.text, piece.text])
+        last.summary = _join([last.summary, piece.summary])
+        last.data = _join([last.data, piece.data])
+        last.signature = _join([last.signature, piece.signature])
+        last.id, last.format = last.id or piece.id, last.format or piece.format
+    return whole
+
+
 def _fold_tool_calls(pieces: Sequence[ChatDelta]) -> list[ToolCall]:
     calls: dict[int, ToolCall] = {}
     for delta in (d for p in pieces for d in p.tool_calls or ()):
         call = calls.setdefault(delta.index, ToolCall("", FunctionCall("", "")))
         call.id = delta.id or call.id
+        if delta.extra_content:
+            call.extra_content = delta.extra_content
         if delta.function:
             call.function.name = delta.function.name or call.function.name
             call.function.arguments += delta.function.arguments or ""

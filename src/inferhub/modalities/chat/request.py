@@ -9,12 +9,21 @@ import msgspec
 from msgspec import Meta
 
 from inferhub.core.errors import Invalid
+from inferhub.modalities.chat.deltas import ReasoningDetail
 from inferhub.modalities.schemas import check_json_schema
 from inferhub.modalities.tokens import StreamOptions
 
 
+class CacheControl(msgspec.Struct):
+    """Where a prompt cache may end. Anthropic's name, which OpenAI-style gateways have taken over."""
+
+    type: Literal["ephemeral"] = "ephemeral"
+    ttl: Literal["5m", "1h"] | None = None
+
+
 class TextPart(msgspec.Struct, tag_field="type", tag="text"):
     text: str
+    cache_control: CacheControl | None = None
 
 
 class ImageUrl(msgspec.Struct):
@@ -24,6 +33,7 @@ class ImageUrl(msgspec.Struct):
 
 class ImagePart(msgspec.Struct, tag_field="type", tag="image_url"):
     image_url: ImageUrl
+    cache_control: CacheControl | None = None
 
 
 class InputAudio(msgspec.Struct):
@@ -37,12 +47,14 @@ class AudioPart(msgspec.Struct, tag_field="type", tag="input_audio"):
 
 class FileRef(msgspec.Struct):
     file_data: str | None = None
+    """A `data:` URL."""
     file_id: str | None = None
     filename: str | None = None
 
 
 class FilePart(msgspec.Struct, tag_field="type", tag="file"):
     file: FileRef
+    cache_control: CacheControl | None = None
 
 
 class RefusalPart(msgspec.Struct, tag_field="type", tag="refusal"):
@@ -61,6 +73,8 @@ class ToolCall(msgspec.Struct):
     id: str
     function: FunctionCall
     type: Literal["function"] = "function"
+    extra_content: dict[str, Any] | msgspec.UnsetType | None = msgspec.UNSET
+    """What a vendor wants back with the call, such as Google's `{"google": {"thought_signature": …}}`."""
 
 
 class Message(msgspec.Struct):
@@ -71,6 +85,11 @@ class Message(msgspec.Struct):
     tool_call_id: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
+    """The model's own thoughts as it gave them; vendors that sign them want them back unchanged."""
+    cache_control: CacheControl | None = None
+    is_error: bool | None = None
+    """Of a tool's answer: the tool failed."""
 
 
 _Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
@@ -86,6 +105,7 @@ class FunctionSpec(msgspec.Struct):
 class Tool(msgspec.Struct):
     type: Literal["function"]
     function: FunctionSpec
+    cache_control: CacheControl | None = None
 
 
 class NamedFunction(msgspec.Struct):
@@ -129,6 +149,15 @@ class SchemaFormat(msgspec.Struct, tag_field="type", tag="json_schema"):
 
 ResponseFormat = TextFormat | JsonFormat | SchemaFormat
 
+
+class Thinking(msgspec.Struct):
+    """A budget for thought in tokens, as Anthropic and Google have it; finer than `reasoning_effort`."""
+
+    type: Literal["enabled", "disabled", "adaptive"]
+    budget_tokens: Annotated[int, Meta(ge=0)] | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
 _Tokens = Annotated[int, Meta(ge=1)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
@@ -171,6 +200,8 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    thinking: Thinking | None = None
+    top_k: Annotated[int, Meta(ge=1)] | None = None
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -245,6 +276,8 @@ def requires(request: ChatRequest) -> Mapping[str, str]:
         "seed": request.seed is not None,
         "logit_bias": bool(request.logit_bias),
         "reasoning_effort": request.reasoning_effort not in (None, "none"),
+        "thinking": request.thinking is not None and request.thinking.type != "disabled",
+        "top_k": request.top_k is not None,
         "audio_output": "audio" in (request.modalities or ()) or request.audio is not None,
         "prediction": request.prediction is not None,
         "web_search_options": request.web_search_options is not None,

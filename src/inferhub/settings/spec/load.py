@@ -11,7 +11,7 @@ from pydantic import BaseModel, ValidationError
 from inferhub.core.errors import SetupError
 from inferhub.core.models import ModelSpec
 from inferhub.core.tenancy import Issuer, Role
-from inferhub.core.traffic import Route
+from inferhub.core.traffic import Route, alias
 from inferhub.core.usage import Price
 from inferhub.settings.nearest import did_you_mean
 from inferhub.settings.spec.prices import load_prices, repeated
@@ -91,7 +91,7 @@ def load_spec(
         problems += repeated(parsed.prices)
     if problems or parsed is None:
         raise SetupError(_message(source, document, problems))
-    routes = tuple(Route(route.name, route.model) for route in parsed.routes)
+    routes = tuple(alias(route.name, route.model) for route in parsed.routes)
     issuers = tuple(map(_issuer, parsed.issuers))
     prices = load_prices(parsed.prices)
     places = [f"{source}:{_mark(('prices', i, 'from'), document)}" for i in range(len(prices))]

@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class InferRequest(_message.Message):
-    __slots__ = ("call_id", "modality", "model", "body", "principal", "remaining_s", "stream", "key")
+    __slots__ = ("call_id", "modality", "model", "body", "principal", "remaining_s", "stream", "key", "native", "resume")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,8 @@ class InferRequest(_message.Message):
     REMAINING_S_FIELD_NUMBER: _ClassVar[int]
     STREAM_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
+    NATIVE_FIELD_NUMBER: _ClassVar[int]
+    RESUME_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     modality: str
     model: str
@@ -24,7 +26,17 @@ class InferRequest(_message.Message):
     remaining_s: float
     stream: bool
     key: str
-    def __init__(self, call_id: _Optional[str] = ..., modality: _Optional[str] = ..., model: _Optional[str] = ..., body: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., remaining_s: _Optional[float] = ..., stream: _Optional[bool] = ..., key: _Optional[str] = ...) -> None: ...
+    native: Native
+    resume: str
+    def __init__(self, call_id: _Optional[str] = ..., modality: _Optional[str] = ..., model: _Optional[str] = ..., body: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., remaining_s: _Optional[float] = ..., stream: _Optional[bool] = ..., key: _Optional[str] = ..., native: _Optional[_Union[Native, _Mapping]] = ..., resume: _Optional[str] = ...) -> None: ...
+
+class Native(_message.Message):
+    __slots__ = ("dialect", "body")
+    DIALECT_FIELD_NUMBER: _ClassVar[int]
+    BODY_FIELD_NUMBER: _ClassVar[int]
+    dialect: str
+    body: bytes
+    def __init__(self, dialect: _Optional[str] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class Principal(_message.Message):
     __slots__ = ("key_id", "role")
@@ -43,14 +55,18 @@ class InferReply(_message.Message):
     def __init__(self, chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
 class Chunk(_message.Message):
-    __slots__ = ("delta", "finished", "started")
+    __slots__ = ("delta", "finished", "started", "raw", "more")
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
+    RAW_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
     delta: bytes
     finished: Usage
     started: Started
-    def __init__(self, delta: _Optional[bytes] = ..., finished: _Optional[_Union[Usage, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ...) -> None: ...
+    raw: bytes
+    more: bool
+    def __init__(self, delta: _Optional[bytes] = ..., finished: _Optional[_Union[Usage, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., raw: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("model", "endpoint", "attempt")

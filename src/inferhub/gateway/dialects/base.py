@@ -1,0 +1,75 @@
+"""What a dialect is: an address, a request, and how both translate to a modality and back, as one record.
+
+Read by `surface` (translate), `answer` (fold, writer) and `openapi`. Holds no state and opens nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from inferhub.core.usage import Usage
+from inferhub.modalities.base import Envelope, Modality, StreamWriter
+
+
+@dataclass(frozen=True, slots=True)
+class Translated:
+    """A request in the modality's own words."""
+
+    request: Any
+    body: bytes
+    """JSON of `request`, with whatever else of the original means the same there."""
+    ignored: tuple[str, ...] = ()
+    """Top-level parameters of the original that have no counterpart and that can be left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One way to ask for a modality. Exposed as `DIALECT` by each module of this package."""
+
+    name: str
+    path: str
+    """`POST` address on the gateway."""
+    summary: str
+    modality: Modality
+    """What its calls become."""
+    request: type[msgspec.Struct]
+    response: type[msgspec.Struct]
+    check: Callable[[Any], None]
+    """Raises `Invalid`, with `param` as this dialect's clients know it."""
+    translate: Callable[[Any, bytes], Translated] | None
+    """(request, its JSON) → the modality's. Raises `Invalid` or `Unsupported`. None for its own dialect."""
+    fold: Callable[[Any, Envelope, Sequence[Any], Usage], bytes]
+    """(request of this dialect, envelope, the modality's deltas, usage) → the whole answer as JSON."""
+    writer: Callable[[Any, Envelope], StreamWriter] | None
+    """(request of this dialect, envelope) → the writer of a stream; None where there are no streams."""
+    id_prefix: str
+    """Of the answer's id, with its separator."""
+    example: Mapping[str, Any]
+    """A request that works on the reference backend, without `model`."""
+    aliases: tuple[str, ...] = ()
+    """Further addresses that mean the same."""
+
+
+_ID_PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-"}
+
+
+def own_dialect(modality: Modality) -> Dialect:
+    """The dialect in which a modality is defined: nothing is translated."""
+    return Dialect(
+        name=modality.name,
+        path=modality.path,
+        summary=modality.summary,
+        modality=modality,
+        request=modality.request,
+        response=modality.response,
+        check=modality.check,
+        translate=None,
+        fold=modality.fold,
+        writer=modality.writer,
+        id_prefix=_ID_PREFIXES.get(modality.name, f"{modality.name}-"),
+        example=modality.example,
+    )

@@ -1,0 +1,1 @@
+"""Anthropic's Messages API: its requests, answers, events and errors, to and from chat."""
