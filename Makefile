@@ -6,6 +6,8 @@ VENV ?= .venv
 PY := $(VENV)/bin/python
 UV := $(VENV)/bin/uv
 ARGS ?=
+# Each file stays with one process, so that its servers are started once. PARALLEL= runs one after the other.
+PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 
 # One stamp per step, inside the environment: a second run starts at once and needs no network.
 BOOTSTRAPPED := $(VENV)/.bootstrapped
@@ -16,7 +18,7 @@ CODE := src tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve weights test test-slow check fmt bench docs proto lock env env-dev clean
+.PHONY: help serve weights test test-slow check fmt bench docs conformance proto lock env env-dev clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -28,7 +30,7 @@ weights: $(RUNTIME)  ## fetch and verify the weights of the built-in models
 	@$(PY) -m inferhub models pull
 
 test: $(DEV) weights  ## run the tests (ARGS="-k name")
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
 test-slow: $(DEV) weights  ## run the tests that take minutes
 	$(PY) -m pytest -m slow $(ARGS)
@@ -50,6 +52,9 @@ docs: $(DEV)  ## write the generated reference pages again
 	$(PY) -m inferhub.settings.reference docs/reference
 	$(PY) -m inferhub.cli._reference docs/reference
 
+conformance: $(DEV) weights  ## ask every vendor's double everything, and write what holds (minutes)
+	$(PY) -m inferhub.testing.conformance docs/reference
+
 proto: $(DEV)  ## write the gRPC code again
 	$(PY) -m grpc_tools.protoc -I inferhub/transport/_pb=proto/inferhub/worker/v1 --python_out=src \
 	  --pyi_out=src --grpc_python_out=src inferhub/transport/_pb/worker.proto
@@ -64,6 +69,7 @@ lock: $(BOOTSTRAPPED)  ## pin dependencies again after pyproject.toml changed (U
 	$(COMPILE) locks/bootstrap.in -o locks/bootstrap.lock
 	$(COMPILE) pyproject.toml $(EXTRAS) --group dev -o locks/dev.lock
 	$(COMPILE) pyproject.toml $(EXTRAS) --constraint locks/dev.lock -o locks/runtime.lock
+	$(COMPILE) locks/instructor.in -o locks/instructor.lock
 
 env: $(RUNTIME)  ## only make the environment that `serve` needs
 env-dev: $(DEV)  ## only make the environment that `test` and `check` need
