@@ -53,7 +53,28 @@ def similarity(a: tuple[float, ...], b: tuple[float, ...]) -> float:
 
 async def test_declares_what_it_can(minilm: OnnxEmbedding) -> None:
     features = frozenset({"token_inputs", "dimensions"})
-    assert minilm.capabilities == (Capability("embedding", features, 512, 384),)
+    assert minilm.capabilities == (
+        Capability("embedding", features, 512, 384),
+        Capability("rerank", context_tokens=512),
+    )
+
+
+async def test_reranks_by_meaning(minilm: OnnxEmbedding) -> None:
+    """Without a word in common."""
+    documents = ["The invoice is overdue.", "A kitten sleeps on the sofa.", "Rust prevents data races."]
+    call = make_call("rerank", query="Where is my cat?", documents=documents)
+    result = await finish(minilm, call)
+    best, *others = sorted(result.payloads, key=lambda delta: -delta.relevance_score)
+    assert best.index == 1
+    assert best.relevance_score > 0.6 > max(other.relevance_score for other in others)
+    asked = await finish(minilm, make_call("embedding", input=["Where is my cat?", *documents]))
+    assert result.usage.input_tokens == asked.usage.input_tokens
+
+
+async def test_names_the_document_that_is_too_long(minilm: OnnxEmbedding) -> None:
+    with pytest.raises(ContextOverflow, match=r"documents\[1\]") as refused:
+        await finish(minilm, make_call("rerank", query="a", documents=["b", "sea " * 600]))
+    assert refused.value.param == "documents"
 
 
 async def test_meaning_is_near_meaning(minilm: OnnxEmbedding) -> None:

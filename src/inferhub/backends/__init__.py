@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from inferhub.backends.base import Backend
 
 # Helpers of this package that are not backends.
-_SHARED = {"base", "http"}
+_SHARED = {"base", "credentials", "http", "remote", "sender", "vendors"}
 
 
 @cache

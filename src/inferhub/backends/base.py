@@ -6,7 +6,7 @@ A backend never sees a queue, a socket of ours or another backend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import ClassVar
 
@@ -44,6 +44,12 @@ class Backend(ABC):
         """Folder or file the registry resolved and verified; None when `needs_weights` is False."""
         self.device = "cpu"
         """Where the model really runs; `load` sets it when the engine decides."""
+
+    @classmethod
+    def default_options(cls, spec: ModelSpec) -> Mapping[str, str]:
+        """Option → text for those that the spec leaves out, such as `${VENDOR_API_KEY}`: replaced from the
+        environment when the spec is read, where a missing variable is an error with its place."""
+        return {}
 
     @property
     @abstractmethod

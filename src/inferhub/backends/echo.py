@@ -7,6 +7,7 @@ failure is something a test or a demonstration can ask for.
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import math
 import re
@@ -23,20 +24,33 @@ from inferhub.core.usage import Usage
 from inferhub.modalities.chat import (
     ChatDelta,
     ChatRequest,
+    FilePart,
     FunctionDelta,
+    ImagePart,
     JsonFormat,
     Message,
     NamedTool,
+    Part,
     TextPart,
     TokenLogprob,
     ToolCallDelta,
 )
 from inferhub.modalities.completion import CompletionDelta, CompletionRequest, prompts
 from inferhub.modalities.embedding import EmbeddingDelta, EmbeddingRequest, inputs
+from inferhub.modalities.moderation import (
+    CATEGORIES,
+    ModerationDelta,
+    ModerationPart,
+    ModerationRequest,
+    ModerationText,
+)
+from inferhub.modalities.moderation import inputs as judged_inputs
+from inferhub.modalities.rerank import RerankDelta, RerankRequest, texts
+from inferhub.modalities.token_count import TokenCount
 
 
 class EchoOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
-    """How the echo misbehaves; all off by default."""
+    """How the echo misbehaves, and what it can see; all off by default."""
 
     first_token_s: float = 0.0
     gap_s: float = 0.0
@@ -47,10 +61,17 @@ class EchoOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """How many tokens a failing call delivers first."""
     context_tokens: int = 4096
     dimensions: int = 8
+    pictures: bool = False
+    """Takes pictures and files, and names their type and size in its answer."""
 
 
 class Echo(Backend):
-    """One token is one word with the white space before it."""
+    """One token is one word with the white space before it.
+
+    Chat and completion say what they were told, and go on with an answer that was cut off. Moderation flags
+    a text for every category that it names. Reranking scores a document by the share of the query's words
+    that it has. Token counts are those that chat would have as its input.
+    """
 
     Options = EchoOptions
 
@@ -61,19 +82,21 @@ class Echo(Backend):
             check_options(type(self), self.spec), EchoOptions, from_attributes=True
         )
         self._calls = 0
-        chat = frozenset({"stream", "tools", "tool_choice_named", "json_object", "logprobs", "n", "seed"})
+        context = options.context_tokens
+        seen = {"vision", "file_input"} if options.pictures else set[str]()
         self.capabilities = (
-            Capability("chat", chat, context_tokens=options.context_tokens),
-            Capability(
-                "completion", frozenset({"stream", "n", "many_prompts", "seed"}), options.context_tokens
-            ),
-            Capability("embedding", frozenset({"dimensions"}), options.context_tokens, options.dimensions),
+            Capability("chat", _CHAT | seen, context),
+            Capability("completion", _COMPLETION, context),
+            Capability("embedding", frozenset({"dimensions"}), context, options.dimensions),
+            Capability("moderation", frozenset(), context),
+            Capability("rerank", frozenset(), context),
+            Capability("token_count", frozenset({"tools"} | seen), context),
         )
 
     async def run(self, call: Call) -> AsyncIterator[Delta | Finished]:
         self._calls += 1
         is_failing = bool(self._options.fail_every) and self._calls % self._options.fail_every == 0
-        deltas, usage = self._answer(call.request)
+        deltas, usage = self._answer(call)
         for position, delta in enumerate(deltas):
             if is_failing and position == self._options.fail_at:
                 raise UpstreamFailed("This echo fails on purpose.")
@@ -81,21 +104,26 @@ class Echo(Backend):
             yield Delta(delta)
         yield Finished(usage)
 
-    def _answer(self, request: object) -> tuple[Sequence[object], Usage]:
-        match request:
-            case ChatRequest():
-                return self._chat(request)
-            case CompletionRequest():
-                return self._complete(request)
-            case EmbeddingRequest():
+    def _answer(self, call: Call) -> tuple[Sequence[object], Usage]:
+        match call.request:
+            case ChatRequest() as request if call.modality == "token_count":
+                return [TokenCount(_spoken_tokens(request))], Usage()
+            case ChatRequest() as request:
+                return self._chat(request, call.resume)
+            case CompletionRequest() as request:
+                return self._complete(request, call.resume)
+            case EmbeddingRequest() as request:
                 return self._embed(request)
-        raise Unsupported(f"The echo cannot answer a {type(request).__name__}.")
+            case ModerationRequest() as request:
+                return self._moderate(request)
+            case RerankRequest() as request:
+                return self._rerank(request)
+        raise Unsupported(f"The echo cannot answer a {type(call.request).__name__}.")
 
-    def _chat(self, request: ChatRequest) -> tuple[list[ChatDelta], Usage]:
-        spoken = [text_of(message) for message in request.messages]
-        input_tokens = self._fitting(sum(len(tokens_of(text)) for text in spoken), "messages")
-        answer = spoken[-1]
-        if request.tools and request.tool_choice != "none":
+    def _chat(self, request: ChatRequest, resume: str) -> tuple[list[ChatDelta], Usage]:
+        input_tokens = self._fitting(_spoken_tokens(request) + len(tokens_of(resume)), "messages")
+        answer = text_of(request.messages[-1])
+        if request.tools and request.tool_choice != "none" and request.messages[-1].role != "tool":
             choice = request.tool_choice
             tool = choice.function.name if isinstance(choice, NamedTool) else request.tools[0].function.name
             deltas = list(_tool_call(tool, answer))
@@ -104,7 +132,7 @@ class Echo(Backend):
             answer = msgspec.json.encode({"echo": answer}).decode()
         deltas, output_tokens = [], 0
         for index in range(request.n or 1):
-            tokens, reason = cut(answer, request.max_output_tokens, request.stop)
+            tokens, reason = cut(rest_of(answer, resume), request.max_output_tokens, request.stop)
             output_tokens += len(tokens)
             deltas += [
                 ChatDelta(
@@ -117,14 +145,14 @@ class Echo(Backend):
             deltas.append(ChatDelta(index=index, finish_reason=reason))  # type: ignore[arg-type]
         return deltas, Usage(input_tokens, output_tokens)
 
-    def _complete(self, request: CompletionRequest) -> tuple[list[CompletionDelta], Usage]:
+    def _complete(self, request: CompletionRequest, resume: str) -> tuple[list[CompletionDelta], Usage]:
         texts = [prompt for prompt in prompts(request) if isinstance(prompt, str)]
-        input_tokens = self._fitting(sum(len(tokens_of(text)) for text in texts), "prompt")
+        input_tokens = self._fitting(sum(len(tokens_of(text)) for text in [*texts, resume]), "prompt")
         deltas: list[CompletionDelta] = []
         output_tokens = 0
         limit = 16 if request.max_tokens is None else request.max_tokens
         for index, text in enumerate(text for text in texts for _ in range(request.n or 1)):
-            tokens, reason = cut(text, limit, request.stop)
+            tokens, reason = cut(rest_of(text, resume), limit, request.stop)
             output_tokens += len(tokens)
             deltas += [CompletionDelta(index, token) for token in tokens]
             deltas.append(CompletionDelta(index, finish_reason=reason))  # type: ignore[arg-type]
@@ -142,6 +170,19 @@ class Echo(Backend):
             sum(counts)
         )
 
+    def _moderate(self, request: ModerationRequest) -> tuple[list[ModerationDelta], Usage]:
+        given = [_judged_text(item) for item in judged_inputs(request)]
+        counts = [self._fitting(len(tokens_of(text)), "input") for text in given]
+        return [verdict(index, text) for index, text in enumerate(given)], Usage(sum(counts))
+
+    def _rerank(self, request: RerankRequest) -> tuple[list[RerankDelta], Usage]:
+        documents = texts(request)
+        query_tokens = self._fitting(len(tokens_of(request.query)), "query")
+        counts = [self._fitting(len(tokens_of(text)), "documents") for text in documents]
+        return [
+            RerankDelta(index, words_shared(request.query, text)) for index, text in enumerate(documents)
+        ], Usage(query_tokens + sum(counts))
+
     def _fitting(self, tokens: int, param: str) -> int:
         limit = self._options.context_tokens
         if tokens > limit:
@@ -151,10 +192,55 @@ class Echo(Backend):
         return tokens
 
 
+_CHAT = frozenset({"stream", "tools", "tool_choice_named", "json_object", "logprobs", "n", "seed", "prefill"})
+_COMPLETION = frozenset({"stream", "n", "many_prompts", "seed", "prefill"})
+
+
 def text_of(message: Message) -> str:
     if isinstance(message.content, list):
-        return "".join(part.text for part in message.content if isinstance(part, TextPart))
+        return "".join(_part_text(part) for part in message.content)
     return message.content or ""
+
+
+def _part_text(part: Part) -> str:
+    match part:
+        case TextPart(text=text):
+            return text
+        case ImagePart(image_url=image):
+            return _named(image.url)
+        case FilePart(file=file) if file.file_data:
+            return _named(file.file_data)
+    return ""
+
+
+def _named(url: str) -> str:
+    """`data:image/png;base64,…` as ` [image/png, 68 bytes]`: three tokens."""
+    head, _, data = url.partition(",")
+    if not head.startswith("data:"):
+        return f" [{head}]"
+    return f" [{head.removeprefix('data:').partition(';')[0]}, {len(base64.b64decode(data))} bytes]"
+
+
+def _spoken_tokens(request: ChatRequest) -> int:
+    return sum(len(tokens_of(text_of(message))) for message in request.messages)
+
+
+def _judged_text(item: str | list[ModerationPart]) -> str:
+    if isinstance(item, str):
+        return item
+    return "".join(part.text for part in item if isinstance(part, ModerationText))
+
+
+def verdict(index: int, text: str) -> ModerationDelta:
+    named = {name: name in text.casefold() for name in CATEGORIES}
+    scores = {name: float(is_named) for name, is_named in named.items()}
+    return ModerationDelta(index, any(named.values()), named, scores)
+
+
+def words_shared(query: str, text: str) -> float:
+    """The share of the query's words that the text has too."""
+    wanted = set(re.findall(r"\w+", query.casefold()))
+    return len(wanted & set(re.findall(r"\w+", text.casefold()))) / len(wanted) if wanted else 0.0
 
 
 def tokens_of(text: str) -> list[str]:
@@ -169,6 +255,11 @@ def cut(text: str, limit: int | None, stop: str | Sequence[str] | None) -> tuple
     if limit is not None and len(tokens) > limit:
         return tokens[:limit], "length"
     return tokens, "stop"
+
+
+def rest_of(answer: str, resume: str) -> str:
+    """What is left to say after `resume`; of an answer that began otherwise, nothing."""
+    return answer[len(resume) :] if answer.startswith(resume) else ""
 
 
 def unit_vector(text: str, dimensions: int) -> bytes:

@@ -13,7 +13,7 @@ import aiohttp
 from yarl import URL
 
 from inferhub import __version__
-from inferhub.core.errors import DeadlineExceeded, InferHubError, UpstreamFailed
+from inferhub.core.errors import EndpointStalled, InferHubError, UpstreamFailed
 
 MAX_ANSWER_BYTES = 16 * 1024 * 1024
 """Bound of an answer that is read whole, after decompression."""
@@ -56,11 +56,11 @@ class HttpUpstream:
             async with asyncio.timeout(headers_timeout_s):
                 response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
         except aiohttp.ServerTimeoutError as error:
-            raise DeadlineExceeded(
+            raise EndpointStalled(
                 f"No connection to the upstream within {self._connect_timeout_s:g} s (connect timeout)."
             ) from error
         except TimeoutError as error:
-            raise DeadlineExceeded(
+            raise EndpointStalled(
                 f"The upstream sent no response head within {headers_timeout_s:g} s (headers timeout)."
             ) from error
         except aiohttp.ClientConnectorError as error:

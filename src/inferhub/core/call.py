@@ -6,7 +6,7 @@ Everyone imports this module; it imports only its sibling nouns.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
@@ -91,6 +91,8 @@ class Native:
     """For example `anthropic_messages`. A backend that speaks it sends `body` on; every other one sends
     what the request was translated to, `Call.body`."""
     body: bytes
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Feature needed → the parameter that asks for it, where the translation does not show it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,11 @@ class ModelSpec:
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The backend's own settings, checked against its `Options` struct. May hold a vendor's key."""
 
+    @property
+    def public_name(self) -> str:
+        """What the operator called the model: without the mark of its version, `#…`, that gateways add."""
+        return self.name.partition("#")[0]
+
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:

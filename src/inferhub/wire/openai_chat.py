@@ -1,7 +1,7 @@
 """Reads chat answers in OpenAI's format, whole or in chunks, from upstreams and in-process engines.
 
 Backends feed it; it yields `ChatDelta`s that keep our promises (one finish per choice, tool calls
-introduced once and numbered from 0) even where the sender did not.
+introduced once and numbered from 0) even where the sender did not, and says whether it had to mend.
 """
 
 from __future__ import annotations
@@ -10,31 +10,25 @@ from typing import Any
 
 import msgspec
 
-from inferhub.core.clock import new_id
 from inferhub.core.errors import UpstreamFailed
 from inferhub.core.usage import Usage
-from inferhub.modalities.chat import ChatDelta, FunctionDelta, TokenLogprob, ToolCallDelta
-from inferhub.wire.openai_usage import UpstreamUsage, read_usage
-
-
-class _Function(msgspec.Struct):
-    name: str | None = None
-    arguments: str | None = None
-
-
-class _ToolCall(msgspec.Struct):
-    index: int | None = None
-    id: str | None = None
-    function: _Function | None = None
+from inferhub.modalities.chat import ChatDelta, ReasoningDetail, TokenLogprob
+from inferhub.wire.foreign import json_reader
+from inferhub.wire.openai_tools import ToolNumbering, UpstreamToolCall
+from inferhub.wire.openai_usage import UpstreamUsage, adds_up, read_usage
 
 
 class _Said(msgspec.Struct):
-    content: str | None = None
+    role: str | None = None
+    content: str | list[Any] | None = None
+    """A list is Mistral's, of its models that think."""
     reasoning_content: str | None = None
     reasoning: str | None = None
     """The younger name of `reasoning_content`, which some servers use instead."""
+    reasoning_details: list[Any] | None = None
     refusal: str | None = None
-    tool_calls: list[_ToolCall] | None = None
+    tool_calls: list[UpstreamToolCall] | None = None
+    annotations: list[Any] | None = None
 
 
 class _Logprobs(msgspec.Struct):
@@ -42,11 +36,13 @@ class _Logprobs(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
-    index: int = 0
+    index: int | None = 0
     delta: _Said | None = None
     message: _Said | None = None
-    logprobs: _Logprobs | None = None
+    logprobs: _Logprobs | float | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    """vLLM's: the string or the token that ended the text."""
 
 
 class ChatChunk(msgspec.Struct):
@@ -58,17 +54,13 @@ class ChatChunk(msgspec.Struct):
     """Some senders report a failure inside a 200 stream; the backend turns it into an exception."""
 
 
-_MAX_UNNAMED_CHARS = 65536
+def introduced(chunk: ChatChunk) -> set[int]:
+    """The choices that say in this chunk whose words they are."""
+    return {choice.index or 0 for choice in chunk.choices or () if choice.delta and choice.delta.role}
+
+
 _FINISH = {"stop", "length", "tool_calls", "content_filter", "function_call"}
-_decode = msgspec.json.Decoder(ChatChunk).decode
-
-
-def parse_chat_chunk(data: bytes | str) -> ChatChunk:
-    """Raises `UpstreamFailed` for anything that is not a chat answer; never echoes its content."""
-    try:
-        return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UpstreamFailed("The upstream sent an event that is not a chat completion.") from error
+parse_chat_chunk = json_reader(ChatChunk, "an event that is not a chat completion")
 
 
 def convert_chat_chunk(data: Any) -> ChatChunk:
@@ -83,15 +75,39 @@ class ChatReader:
     """Follows the chunks of one answer. `read` each chunk in order, then `end`."""
 
     def __init__(self, choices: int = 1) -> None:
+        self.is_mended = False
+        """Whether the deltas of the last `read` are not what its chunk says, so that it must not go on."""
+        self.is_miscounted = False
+        """Whether the last chunk had usage whose totals do not add up."""
         self._expected = choices
         self._finished: set[int] = set()
-        self._tools: dict[int, _ToolNumbering] = {}
+        self._tools: dict[int, ToolNumbering] = {}
         self._usage: UpstreamUsage | None = None
 
     def read(self, chunk: ChatChunk) -> list[ChatDelta]:
-        if chunk.usage is not None:
-            self._usage = chunk.usage
-        return [delta for choice in chunk.choices or () for delta in self._read_choice(choice)]
+        self.is_mended = self.is_miscounted = False
+        usage = chunk.usage
+        if usage is not None:
+            self._usage = usage
+            self.is_miscounted = not adds_up(usage)
+        choices = chunk.choices
+        if not choices:
+            return []
+        if len(choices) == 1:
+            return self._read_choice(choices[0])
+        return [delta for choice in choices for delta in self._read_choice(choice)]
+
+    def close(self) -> list[ChatDelta]:
+        """What a sender owes that has said it is done: the finish of choices that called tools in full."""
+        deltas: list[ChatDelta] = []
+        for index, tools in self._tools.items():
+            if index not in self._finished and tools.is_complete:
+                deltas += self._finish(index, "tool_calls")
+        return deltas
+
+    def usage(self) -> Usage:
+        """As reported so far."""
+        return read_usage(self._usage)
 
     def end(self) -> Usage:
         """Raises `UpstreamFailed` when the answer stopped before every choice was finished."""
@@ -104,103 +120,105 @@ class ChatReader:
         return len(self._finished) >= self._expected
 
     def _read_choice(self, choice: _Choice) -> list[ChatDelta]:
-        index = choice.index
+        index = choice.index or 0
         if index in self._finished:
+            self.is_mended = True
             return []
-        said = choice.delta or choice.message or _Said()
+        said = choice.delta or choice.message
         deltas: list[ChatDelta] = []
-        if said is choice.message:
-            # A whole message lists its calls without numbers: the place in the list is the number.
-            for place, call in enumerate(said.tool_calls or ()):
-                call.index = place
-        tool_calls = self._number(index, said.tool_calls)
-        reasoning = said.reasoning_content or said.reasoning
-        logprobs = choice.logprobs.content if choice.logprobs else None
-        if said.content or reasoning or said.refusal or tool_calls or logprobs:
-            deltas.append(
-                ChatDelta(
-                    index=index,
-                    content=said.content or None,
-                    reasoning_content=reasoning or None,
-                    refusal=said.refusal or None,
-                    tool_calls=tool_calls or None,
-                    logprobs=logprobs,
-                )
-            )
+        if said is not None:
+            if said.tool_calls and said is choice.message:
+                # A whole message lists its calls without numbers: the place in the list is the number.
+                for place, call in enumerate(said.tool_calls):
+                    call.index = place
+            deltas = self._read_said(index, said, choice.logprobs)
         if choice.finish_reason:
-            self._finished.add(index)
-            deltas.append(ChatDelta(index=index, finish_reason=self._finish_reason(index, choice)))  # type: ignore[arg-type]
+            sequence = choice.stop_reason if isinstance(choice.stop_reason, str) else None
+            deltas += self._finish(index, choice.finish_reason, sequence or None)
         return deltas
 
-    def _finish_reason(self, index: int, choice: _Choice) -> str:
-        reason = choice.finish_reason if choice.finish_reason in _FINISH else "stop"
-        # Some engines say "stop" after calling tools; clients branch on this word.
-        if reason == "stop" and index in self._tools and self._tools[index].count:
-            return "tool_calls"
-        return str(reason)
+    def _read_said(
+        self, index: int, said: _Said, logprobs: _Logprobs | float | None = None
+    ) -> list[ChatDelta]:
+        tokens = logprobs.content if isinstance(logprobs, _Logprobs) else None
+        content = said.content
+        reasoning = said.reasoning_content or said.reasoning
+        if isinstance(content, list):
+            self.is_mended = True
+            content, thought = _read_parts(content)
+            reasoning = reasoning or thought
+        if not (said.tool_calls or said.reasoning_details or said.annotations):
+            if not (content or reasoning or said.refusal or tokens):
+                return []
+            return [
+                ChatDelta(
+                    index,
+                    content or None,
+                    reasoning or None,
+                    None,
+                    said.refusal or None,
+                    None,
+                    tokens or None,
+                )
+            ]
+        delta = ChatDelta(
+            index=index,
+            content=content or None,
+            reasoning_content=reasoning or None,
+            reasoning_details=_read_details(said.reasoning_details) or None,
+            refusal=said.refusal or None,
+            tool_calls=self._number(index, said.tool_calls) or None,
+            logprobs=tokens or None,
+            annotations=[note for note in said.annotations or () if isinstance(note, dict)] or None,
+        )
+        return [] if delta == ChatDelta(index=index) else [delta]
 
-    def _number(self, choice: int, calls: list[_ToolCall] | None) -> list[ToolCallDelta]:
+    def _number(self, index: int, calls: list[UpstreamToolCall] | None) -> list[Any]:
         if not calls:
             return []
-        numbering = self._tools.setdefault(choice, _ToolNumbering())
-        return [delta for call in calls for delta in numbering.follow(call)]
+        tools = self._tools.setdefault(index, ToolNumbering())
+        deltas = []
+        for call in calls:
+            deltas += tools.follow(call)
+            self.is_mended = self.is_mended or tools.is_mended
+        return deltas
+
+    def _finish(self, index: int, said: str, stop_sequence: str | None = None) -> list[ChatDelta]:
+        reason = said if said in _FINISH else "stop"
+        deltas: list[ChatDelta] = []
+        tools = self._tools.get(index)
+        if tools is not None and tools.count:
+            owed = tools.close()
+            if owed:
+                deltas.append(ChatDelta(index=index, tool_calls=owed))
+            # Some engines say "stop" after calling tools; clients branch on this word.
+            reason = "tool_calls" if reason == "stop" else reason
+        self.is_mended = self.is_mended or bool(deltas) or reason != said
+        self._finished.add(index)
+        deltas.append(ChatDelta(index=index, finish_reason=reason, stop_sequence=stop_sequence))  # type: ignore[arg-type]
+        return deltas
 
 
-class _ToolNumbering:
-    """Gives each tool call of one choice its place 0..k-1 and introduces it exactly once."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self._calls: dict[int | str, _OpenCall] = {}
-        self._key_by_index: dict[int, int | str] = {}
-        self._ids: set[str] = set()
-        self._last: int | str = -1
-
-    def follow(self, piece: _ToolCall) -> list[ToolCallDelta]:
-        name = piece.function.name if piece.function else None
-        arguments = (piece.function.arguments or "") if piece.function else ""
-        key = self._last = self._key(piece, name)
-        call = self._calls.setdefault(key, _OpenCall())
-        call.id = call.id or piece.id
-        if call.place is not None:
-            return (
-                [ToolCallDelta(call.place, function=FunctionDelta(arguments=arguments))] if arguments else []
-            )
-        # Some senders name the function after its first arguments; clients need the name first.
-        call.held += arguments
-        if len(call.held) > _MAX_UNNAMED_CHARS:
-            raise UpstreamFailed("The upstream sent a tool call without a name.")
-        return self._introduce(call, name) if name else []
-
-    def _introduce(self, call: _OpenCall, name: str) -> list[ToolCallDelta]:
-        call.place = self.count
-        self.count += 1
-        call_id = call.id if call.id and call.id not in self._ids else new_id("call")
-        self._ids.add(call_id)
-        first = ToolCallDelta(call.place, call_id, "function", FunctionDelta(name, ""))
-        if not call.held:
-            return [first]
-        return [first, ToolCallDelta(call.place, function=FunctionDelta(arguments=call.held))]
-
-    def _key(self, piece: _ToolCall, name: str | None) -> int | str:
-        """Which call this piece belongs to: by index, unless a fresh id and name reuse one."""
-        if piece.index is None:
-            return piece.id or (f"#{self.count}" if name else self._last)
-        is_fresh = bool(piece.id and name and piece.id not in self._ids)
-        current = self._key_by_index.get(piece.index)
-        if current is None or (is_fresh and self._calls[current].place is not None):
-            current = piece.index if current is None else str(piece.id)
-            self._key_by_index[piece.index] = current
-        return current
+def _read_parts(parts: list[Any]) -> tuple[str, str]:
+    """(content, thought) of a list of parts; others than texts and thoughts have no place in a delta."""
+    content, thought = "", ""
+    for part in parts:
+        if not isinstance(part, dict):
+            continue
+        if part.get("type") == "text":
+            content += str(part.get("text") or "")
+        elif part.get("type") == "thinking":
+            inner = part.get("thinking")
+            thought += inner if isinstance(inner, str) else _read_parts(inner or [])[0]
+    return content, thought
 
 
-class _OpenCall:
-    """One tool call while it is being read."""
-
-    __slots__ = ("held", "id", "place")
-
-    def __init__(self) -> None:
-        self.id: str | None = None
-        self.place: int | None = None
-        """None until the call has a name and was introduced."""
-        self.held = ""
+def _read_details(details: list[Any] | None) -> list[ReasoningDetail]:
+    """Those of a kind that we know."""
+    known = []
+    for detail in details or ():
+        try:
+            known.append(msgspec.convert(detail, ReasoningDetail))
+        except msgspec.ValidationError:
+            continue
+    return known

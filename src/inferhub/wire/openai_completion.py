@@ -9,11 +9,12 @@ import msgspec
 from inferhub.core.errors import UpstreamFailed
 from inferhub.core.usage import Usage
 from inferhub.modalities.completion import CompletionDelta, CompletionLogprobs
-from inferhub.wire.openai_usage import UpstreamUsage, read_usage
+from inferhub.wire.foreign import json_reader
+from inferhub.wire.openai_usage import UpstreamUsage, adds_up, read_usage
 
 
 class _Choice(msgspec.Struct):
-    index: int = 0
+    index: int | None = 0
     text: str | None = None
     logprobs: CompletionLogprobs | None = None
     finish_reason: str | None = None
@@ -26,15 +27,7 @@ class CompletionChunk(msgspec.Struct):
 
 
 _FINISH = {"stop", "length", "content_filter"}
-_decode = msgspec.json.Decoder(CompletionChunk).decode
-
-
-def parse_completion_chunk(data: bytes | str) -> CompletionChunk:
-    """Raises `UpstreamFailed` for anything that is not a text completion; never echoes its content."""
-    try:
-        return _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UpstreamFailed("The upstream sent an event that is not a text completion.") from error
+parse_completion_chunk = json_reader(CompletionChunk, "an event that is not a text completion")
 
 
 def convert_completion_chunk(data: Any) -> CompletionChunk:
@@ -49,24 +42,41 @@ class CompletionReader:
     """Follows the chunks of one answer. `read` each chunk in order, then `end`."""
 
     def __init__(self, choices: int = 1) -> None:
+        self.is_mended = False
+        """Whether the deltas of the last `read` are not what its chunk says, so that it must not go on."""
+        self.is_miscounted = False
+        """Whether the last chunk had usage whose totals do not add up."""
         self._expected = choices
         self._finished: set[int] = set()
         self._usage: UpstreamUsage | None = None
 
     def read(self, chunk: CompletionChunk) -> list[CompletionDelta]:
+        self.is_mended = self.is_miscounted = False
         if chunk.usage is not None:
             self._usage = chunk.usage
+            self.is_miscounted = not adds_up(chunk.usage)
         deltas: list[CompletionDelta] = []
         for choice in chunk.choices or ():
-            if choice.index in self._finished:
+            index = choice.index or 0
+            if index in self._finished:
+                self.is_mended = True
                 continue
             if choice.text or choice.logprobs:
-                deltas.append(CompletionDelta(choice.index, choice.text or "", choice.logprobs))
+                deltas.append(CompletionDelta(index, choice.text or "", choice.logprobs))
             if choice.finish_reason:
-                self._finished.add(choice.index)
+                self._finished.add(index)
                 reason = choice.finish_reason if choice.finish_reason in _FINISH else "stop"
-                deltas.append(CompletionDelta(choice.index, finish_reason=reason))  # type: ignore[arg-type]
+                self.is_mended = self.is_mended or reason != choice.finish_reason
+                deltas.append(CompletionDelta(index, finish_reason=reason))  # type: ignore[arg-type]
         return deltas
+
+    def close(self) -> list[CompletionDelta]:
+        """Nothing is owed: a text without its finish may have been cut off."""
+        return []
+
+    def usage(self) -> Usage:
+        """As reported so far."""
+        return read_usage(self._usage)
 
     def end(self) -> Usage:
         """Raises `UpstreamFailed` when the answer stopped before every choice was finished."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from inferhub.core.errors import UpstreamFailed
 from inferhub.core.usage import Usage
 from inferhub.modalities.embedding import EmbeddingDelta
+from inferhub.wire.foreign import json_reader
 from inferhub.wire.openai_errors import read_stream_error
 from inferhub.wire.openai_usage import UpstreamUsage, read_usage
 
@@ -27,16 +28,20 @@ class _Answer(msgspec.Struct):
     error: Any = None
 
 
-_decode = msgspec.json.Decoder(_Answer).decode
+class Embeddings(NamedTuple):
+    deltas: list[EmbeddingDelta]
+    usage: Usage
+    is_base64: bool
+    """Whether a client that asked for base64 can read it as it came: all of them so, and in order."""
 
 
-def read_embeddings(body: bytes, count: int) -> tuple[list[EmbeddingDelta], Usage]:
+_read = json_reader(_Answer, "something that is not a list of embeddings")
+
+
+def read_embeddings(body: bytes, count: int) -> Embeddings:
     """The vectors of `count` inputs in their order. Raises `UpstreamFailed` unless each input has one,
     all of the same length."""
-    try:
-        answer = _decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise UpstreamFailed("The upstream sent something that is not a list of embeddings.") from error
+    answer = _read(body)
     if answer.error:
         raise read_stream_error(answer.error)
     vectors: dict[int, bytes] = {}
@@ -46,7 +51,11 @@ def read_embeddings(body: bytes, count: int) -> tuple[list[EmbeddingDelta], Usag
         raise UpstreamFailed(f"The upstream sent {len(answer.data)} embeddings for {count} inputs.")
     if len({len(vector) for vector in vectors.values()}) != 1:
         raise UpstreamFailed("The upstream sent embeddings of different lengths.")
-    return [EmbeddingDelta(index, vectors[index]) for index in range(count)], read_usage(answer.usage)
+    deltas = [EmbeddingDelta(index, vectors[index]) for index in range(count)]
+    is_base64 = all(
+        isinstance(item.embedding, str) and item.index == place for place, item in enumerate(answer.data)
+    )
+    return Embeddings(deltas, read_usage(answer.usage), is_base64)
 
 
 def _pack(embedding: str | list[float]) -> bytes:

@@ -8,32 +8,46 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any
 
 import msgspec
 
 from inferhub.core.errors import (
     BackendRefused,
+    ContentFiltered,
     ContextOverflow,
     InferHubError,
-    Overloaded,
-    UpstreamDenied,
     UpstreamExhausted,
-    UpstreamFailed,
-    UpstreamRateLimited,
+)
+from inferhub.wire.foreign import (
+    MIN_SECRET_CHARS,
+    NOT_JSON,
+    clean_text,
+    error_of,
+    read_retry_after_s,
+    reported,
 )
 
-_MAX_MESSAGE = 600
 _MAX_WORD = 64
-_MIN_SECRET = 6
-"""Shorter values are not replaced: that would garble messages and hide nothing."""
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]+")
-_ADDRESS = re.compile(r"0x[0-9a-fA-F]{6,16}")
 _WORD = re.compile(r"[A-Za-z0-9_.\[\]-]+")
-# A request that the upstream understood and will refuse again.
-_REFUSALS = {400, 404, 409, 413, 422}
+_FILTERED = {"content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation"}
+_STATUSES = {
+    ContextOverflow.code: 400,
+    **dict.fromkeys(_FILTERED, 400),
+    "insufficient_quota": 429,
+    "rate_limit_exceeded": 429,
+}
+"""What a code means that comes without a status."""
+# Servers that name no code, by what they say of a prompt that is too long:
+_TOO_LONG = re.compile(
+    r"maximum (context|model|prompt) length"  # vLLM, DeepSeek, OpenRouter, Mistral, SGLang, xAI
+    r"|model's context length"  # SGLang
+    r"|available context size"  # llama.cpp: exceed_context_size_error
+    r"|context length (exceeded|of only)|exceeds? (the )?context (length|window)"  # Ollama, LM Studio
+    r"|prompt (is )?too long"  # Ollama, Fireworks
+    r"|inputs`? (tokens \+ `?max_new_tokens|must have less than)",  # Text Generation Inference
+    re.IGNORECASE,
+)
 
 
 class _Problem(msgspec.Struct):
@@ -42,112 +56,87 @@ class _Problem(msgspec.Struct):
     message: str | None = None
     param: str | None = None
     code: str | None = None
+    is_flagged: bool = False
+    """OpenRouter's way to say that a filter refused the prompt, with HTTP 403."""
 
 
 def read_error(
     status: int, headers: Mapping[str, str], body: bytes, secrets: Collection[str] = ()
 ) -> InferHubError:
     """The error that a response with this status means. `headers` must look up names in lower case."""
-    problem = _read_problem(body, secrets)
-    retry_after_s = read_retry_after_s(headers)
-    said = f": {problem.message}" if problem.message else "."
-    match status:
-        case 401 | 403:
-            # Not the client's key and not the client's business: nothing of the answer is passed on.
-            return UpstreamDenied()
-        case 429 if problem.code == "insufficient_quota":
-            return UpstreamExhausted(code=problem.code)
-        case 429:
-            return UpstreamRateLimited(
-                f"The upstream's rate limit was hit{said}", retry_after_s=retry_after_s
-            )
-        case 503 | 529:
-            return Overloaded("The upstream is overloaded.", retry_after_s=retry_after_s)
-    if status in _REFUSALS and problem.message:
-        kind = ContextOverflow if problem.code == ContextOverflow.code else BackendRefused
-        return kind(problem.message, param=problem.param, code=problem.code)
-    if status in (400, 413, 422):
-        return BackendRefused(f"The upstream refused the request with HTTP {status} and gave no reason.")
-    if 300 <= status < 400:
-        return UpstreamFailed(
-            f"The upstream answered with a redirect (HTTP {status}); redirects are not followed."
-        )
-    if status in (404, 405):
-        return UpstreamFailed(
-            f"The upstream has no such address (HTTP {status}); its base_url is probably wrong."
-        )
-    return UpstreamFailed(f"The upstream failed with HTTP {status}.")
+    return _judge(status, _read_problem(body, secrets), read_retry_after_s(headers))
 
 
-def read_stream_error(error: Any, secrets: Collection[str] = ()) -> UpstreamFailed:
-    """An error object that came inside a successful answer."""
+def _judge(status: int, problem: _Problem, retry_after_s: float | None) -> InferHubError:
+    if status == 403 and problem.is_flagged:
+        return ContentFiltered(problem.message)
+    if status == 429 and problem.code == "insufficient_quota":
+        return UpstreamExhausted(code=problem.code)
+    return error_of(status, problem.message or "", retry_after_s, lambda message: _refusal(problem, message))
+
+
+def _refusal(problem: _Problem, message: str) -> InferHubError:
+    """What a request is told that the upstream understood and will refuse again."""
+    if problem.code in _FILTERED:
+        return ContentFiltered(message, param=problem.param)
+    if problem.code == ContextOverflow.code or _TOO_LONG.search(message):
+        return ContextOverflow(message, param=problem.param)
+    return BackendRefused(message, param=problem.param, code=problem.code)
+
+
+def read_stream_error(error: Any, secrets: Collection[str] = ()) -> InferHubError:
+    """An error object that came inside a successful answer: servers whose head leaves before they look at the
+    request send so what others say with a status. It means the same, or one client's long prompts would
+    count as the server's failures."""
     problem = _clean({"error": error}, secrets)
-    if problem.message:
-        return UpstreamFailed(f"The upstream reported an error: {problem.message}")
-    return UpstreamFailed("The upstream reported an error inside its answer.")
-
-
-def read_retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, from `retry-after-ms` or `retry-after` (seconds or an HTTP date); None if absent."""
-    milliseconds = _number(headers.get("retry-after-ms"))
-    if milliseconds is not None:
-        return milliseconds / 1000
-    value = headers.get("retry-after")
-    seconds = _number(value)
-    if seconds is not None or value is None:
-        return seconds
-    try:
-        when = parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=UTC)
-    return max(0.0, (when - datetime.now(UTC)).total_seconds())
-
-
-def _number(text: str | None) -> float | None:
-    """A finite number of at least zero, however strange the text."""
-    try:
-        number = float(text or "")
-    except ValueError:
-        return None
-    return number if 0 <= number < float("inf") else None
+    code = error.get("code") if isinstance(error, dict) else None
+    status = code if type(code) is int else _STATUSES.get(problem.code or "", 0)
+    if 400 <= status < 500 or status in (503, 529):
+        return _judge(status, problem, None)
+    return reported(problem.message or "")
 
 
 def _read_problem(body: bytes, secrets: Collection[str]) -> _Problem:
     try:
         return _clean(msgspec.json.decode(body), secrets)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_JSON:
         return _Problem()
 
 
 def _clean(answer: Any, secrets: Collection[str]) -> _Problem:
-    """OpenAI's envelope, and the two habits beside it: `error` as a string, and a flat object."""
+    """OpenAI's envelope, and the habits beside it: `error` as a string, a flat object, FastAPI's `detail`."""
     if not isinstance(answer, dict):
         return _Problem()
-    error = answer.get("error", answer if answer.get("object") == "error" else None)
+    error = answer.get("error")
+    if error is None:
+        error = answer if isinstance(answer.get("message"), str) else _first_detail(answer)
     if isinstance(error, str):
         error = {"message": error}
     if not isinstance(error, dict):
         return _Problem()
-    message = error.get("message")
+    message, metadata = error.get("message"), error.get("metadata")
     return _Problem(
         message=clean_text(message, secrets) or None if isinstance(message, str) else None,
         param=_word(error.get("param"), secrets),
         code=_word(error.get("code"), secrets),
+        is_flagged=isinstance(metadata, dict) and "flagged_input" in metadata,
     )
 
 
-def clean_text(text: str, secrets: Collection[str] = ()) -> str:
-    """Foreign text made fit for an answer and a log line: one line, short, no secret, no address."""
-    for secret in secrets:
-        if len(secret) >= _MIN_SECRET:
-            text = text.replace(secret, "[redacted]")
-    text = _ADDRESS.sub("0x…", _UNPRINTABLE.sub(" ", text[: 4 * _MAX_MESSAGE])).strip()
-    return text if len(text) <= _MAX_MESSAGE else text[: _MAX_MESSAGE - 1] + "…"
+def _first_detail(answer: dict[str, Any]) -> Any:
+    """FastAPI's `detail`: a text, or a list of what is wrong and where. Mistral wraps it in `message`."""
+    message = answer.get("message")
+    detail = (message if isinstance(message, dict) else answer).get("detail")
+    first = detail[0] if isinstance(detail, list) and detail else None
+    if not isinstance(first, dict):
+        return detail
+    where = first.get("loc")
+    steps = [str(step) for step in where if step != "body"] if isinstance(where, list) else []
+    return {"message": f"{'.'.join(steps)}: {first.get('msg')}", "param": steps[0] if steps else None}
 
 
 def _word(value: Any, secrets: Collection[str]) -> str | None:
     """A machine-readable name, or None for anything else (some servers put a number or a phrase there)."""
     if not isinstance(value, str) or not 0 < len(value) <= _MAX_WORD or not _WORD.fullmatch(value):
         return None
-    return None if any(secret in value for secret in secrets if len(secret) >= _MIN_SECRET) else value
+    return None if any(secret in value for secret in secrets if len(secret) >= MIN_SECRET_CHARS) else value

@@ -9,8 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from inferhub.backends.llamacpp.engine import Request
-from inferhub.core.errors import Invalid
+from inferhub.core.errors import Invalid, Unsupported
 from inferhub.core.usage import Usage
+from inferhub.modalities.chat import ChatRequest, TextFormat
+from inferhub.modalities.completion import CompletionRequest, prompts
 
 MAX_CHOICES = 128
 """Prompts times `n`, as many as OpenAI allows for `n`."""
@@ -32,6 +34,25 @@ class Answer(Protocol):
         """Request `index` is over. Raises `UpstreamFailed` when it had not finished."""
 
     def usage(self) -> Usage: ...
+
+
+def check_resumable(request: ChatRequest | CompletionRequest) -> None:
+    """Raises `Unsupported` for several answers, and for one that is held to a form from its beginning.
+
+    A resumed answer goes on with the token that would have come, but for rounding: where two tokens are
+    nearly equally likely, a text that is read at once may lead to the other one.
+    """
+    if (request.n or 1) > 1:
+        raise Unsupported("Only a single answer can be resumed, and 'n' asks for several.", param="n")
+    if isinstance(request, CompletionRequest):
+        if len(prompts(request)) > 1:
+            raise Unsupported("Only the answer to a single prompt can be resumed.", param="prompt")
+    elif not isinstance(request.response_format, TextFormat | None):
+        raise Unsupported(
+            "This engine cannot resume an answer that is held to a format.", param="response_format"
+        )
+    elif request.tools and request.tool_choice not in (None, "auto", "none"):
+        raise Unsupported("This engine cannot resume an answer that must be a tool call.", param="tools")
 
 
 def sampling(request: Any, position: int, vocabulary: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from msgspec import Meta
 
 from inferhub.backends.base import Backend, check_options
 from inferhub.backends.llamacpp import chat, completion
-from inferhub.backends.llamacpp.answers import Answer
+from inferhub.backends.llamacpp.answers import Answer, check_resumable
+from inferhub.backends.llamacpp.counting import count, silent
 from inferhub.backends.llamacpp.engine import Engine, Plan, gpus
 from inferhub.backends.llamacpp.gguf import Header, read_header
 from inferhub.backends.llamacpp.slots import Channel, Ended, Slots
@@ -19,8 +20,10 @@ from inferhub.backends.llamacpp.tools import with_tools
 from inferhub.core.call import Call, Delta, Finished
 from inferhub.core.errors import SetupError, Unsupported
 from inferhub.core.models import Capability
+from inferhub.core.usage import Usage
 from inferhub.modalities.chat import ChatRequest
 from inferhub.modalities.completion import CompletionRequest
+from inferhub.modalities.token_count import TokenCount
 from inferhub.telemetry.resources import choose_device, default_threads
 
 _DEFAULT_CONTEXT_TOKENS = 8192
@@ -68,9 +71,17 @@ class LlamaCpp(Backend):
             # A base model: it would only continue the conversation's markup.
             self.capabilities = (text,)
         else:
-            self.capabilities = (Capability("chat", chat.FEATURES, plan.context_tokens), text)
+            self.capabilities = (
+                Capability("chat", chat.FEATURES, plan.context_tokens),
+                text,
+                Capability("token_count", frozenset({"tools"}), plan.context_tokens),
+            )
 
     async def run(self, call: Call) -> AsyncIterator[Delta | Finished]:
+        if call.modality == "token_count":
+            yield Delta(TokenCount(await self._count(call)))
+            yield Finished(Usage())
+            return
         answer = self._answer(call)
         requests = answer.requests
         channel = Channel()
@@ -105,12 +116,17 @@ class LlamaCpp(Backend):
         return await asyncio.to_thread(self._engine.busy)
 
     def _answer(self, call: Call) -> Answer:
+        if call.resume:
+            check_resumable(call.request)
         match call.request:
             case ChatRequest():
-                return chat.ChatAnswer(call.request, self._vocabulary)
+                return chat.ChatAnswer(call.request, self._vocabulary, call.resume)
             case CompletionRequest():
-                return completion.CompletionAnswer(call.request, self._vocabulary)
+                return completion.CompletionAnswer(call.request, self._vocabulary, call.resume)
         raise Unsupported(f"llama.cpp cannot answer a call of modality {call.modality!r}.")
+
+    async def _count(self, call: Call) -> int:
+        return await count(self._engine, self._slots, silent(self._answer(call).requests[0]))
 
     def _plan(self) -> tuple[Plan, Header]:
         """Everything that can go wrong before the engine is asked. Reads the file and the machine."""

@@ -25,17 +25,21 @@ from inferhub.wire.openai_chat import ChatReader, parse_chat_chunk
 
 FEATURES = frozenset({
     "stream", "tools", "tool_choice_named", "json_object", "json_schema",
-    "logprobs", "n", "seed", "logit_bias",
+    "logprobs", "n", "seed", "logit_bias", "prefill",
 })  # fmt: skip
 
 
 class ChatAnswer:
     """The `n` answers of one chat request, each an engine request of its own."""
 
-    def __init__(self, request: ChatRequest, vocabulary: int) -> None:
+    def __init__(self, request: ChatRequest, vocabulary: int, resume: str = "") -> None:
+        """`resume` is what the only answer has said already."""
         count = request.n or 1
         tools, is_forced = offered(request)
         common = _common(request)
+        if resume:
+            common["messages"].append({"role": "assistant", "content": resume})
+            common |= {"continue_final_message": True, "add_generation_prompt": False}
         grammar_param = "tools" if is_forced else "response_format" if request.response_format else None
         if is_forced:
             common |= {"tools": [as_json(tool) for tool in tools], "tool_choice": "none"}

@@ -15,7 +15,9 @@ from inferhub.modalities.chat import TokenLogprob
 from inferhub.modalities.completion import CompletionDelta, CompletionLogprobs, CompletionRequest, prompts
 from inferhub.wire.openai_usage import UpstreamUsage, read_usage
 
-FEATURES = frozenset({"stream", "logprobs", "n", "many_prompts", "token_prompts", "seed", "logit_bias"})
+FEATURES = frozenset({
+    "stream", "logprobs", "n", "many_prompts", "token_prompts", "seed", "logit_bias", "prefill",
+})  # fmt: skip
 
 _DEFAULT_MAX_TOKENS = 16
 """OpenAI's; the engine's own default is to go on for ever."""
@@ -45,7 +47,8 @@ _decode = msgspec.json.Decoder(_Chunk).decode
 class CompletionAnswer:
     """Prompts × `n` answers, each an engine request of its own; choice = prompt * n + answer."""
 
-    def __init__(self, request: CompletionRequest, vocabulary: int) -> None:
+    def __init__(self, request: CompletionRequest, vocabulary: int, resume: str = "") -> None:
+        """`resume` is what the only prompt's only answer has said already."""
         self._per_prompt = request.n or 1
         given = prompts(request)
         if len(given) * self._per_prompt > MAX_CHOICES:
@@ -60,7 +63,7 @@ class CompletionAnswer:
             _check_tokens(prompt, where, vocabulary)
             for _ in range(self._per_prompt):
                 body = sampling(request, len(self.requests), vocabulary) | _own(request)
-                encoded = msgspec.json.encode({"prompt": prompt, **body})
+                encoded = msgspec.json.encode({"prompt": _continued(prompt, resume), **body})
                 self.requests.append(Request("completion", encoded, where))
         self._is_silent = request.max_tokens == 0
         self._top_logprobs = request.logprobs
@@ -122,6 +125,12 @@ def _own(request: CompletionRequest) -> dict[str, Any]:
     if request.logprobs is not None:
         body["logprobs"] = max(request.logprobs, 1)
     return body
+
+
+def _continued(prompt: str | list[int], resume: str) -> str | Sequence[int | str]:
+    if not resume:
+        return prompt
+    return prompt + resume if isinstance(prompt, str) else [*prompt, resume]
 
 
 def _check_tokens(prompt: str | list[int], where: str, vocabulary: int) -> None:
