@@ -78,6 +78,10 @@ class Modality:
     """Every feature a backend may declare for this modality."""
     example: Mapping[str, Any]
     """A request that works on the reference backend, without `model`."""
+    aliases: tuple[str, ...] = ()
+    """Further addresses that mean the same."""
+    is_free: bool = False
+    """Whether nothing is ever billed for it, not even what a model's price says of each request."""
 
 
 def wants_stream(request: Any) -> bool:

@@ -13,7 +13,9 @@ from inferhub.core.usage import Usage
 from inferhub.modalities.base import Envelope, Modality, Problem
 from inferhub.modalities.tokens import (
     DEFAULT_OUTPUT_TOKENS,
+    MAX_COUNT,
     ChunkFrame,
+    Seed,
     StreamOptions,
     TextOrTokens,
     TokenUsage,
@@ -33,12 +35,12 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
     prompt: TextOrTokens = "<|endoftext|>"
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    max_tokens: Annotated[int, Meta(ge=0, le=MAX_COUNT)] | None = None
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
     stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
-    seed: int | None = None
+    seed: Seed | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
@@ -47,6 +49,11 @@ class CompletionRequest(msgspec.Struct, kw_only=True):
     suffix: str | None = None
     best_of: Annotated[int, Meta(ge=0, le=20)] | None = None
     user: str | None = None
+
+    @property
+    def max_output_tokens(self) -> int | None:
+        """As chat calls it."""
+        return self.max_tokens
 
 
 class CompletionLogprobs(msgspec.Struct):
@@ -204,6 +211,7 @@ MODALITY = Modality(
         "echo",
         "suffix",
         "best_of",
+        "prefill",
     ),
     example={"prompt": "Once upon a time", "max_tokens": 16},
 )

@@ -14,7 +14,7 @@ from msgspec import Meta
 from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
 from inferhub.modalities.base import Envelope, Modality
-from inferhub.modalities.tokens import TextOrTokens, input_tokens, split
+from inferhub.modalities.tokens import MAX_COUNT, TextOrTokens, input_tokens, split
 
 MAX_INPUTS = 2048
 
@@ -25,7 +25,7 @@ class EmbeddingRequest(msgspec.Struct, kw_only=True):
     model: str
     input: TextOrTokens
     encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Annotated[int, Meta(ge=1)] | None = None
+    dimensions: Annotated[int, Meta(ge=1, le=MAX_COUNT)] | None = None
     user: str | None = None
 
 

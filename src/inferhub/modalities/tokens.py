@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
@@ -10,6 +13,11 @@ from inferhub.modalities.base import Envelope, Problem
 
 TextOrTokens = str | list[str | int | list[int]]
 """One text, many texts, one list of token ids, or many. The decoder cannot say "all alike"; `split` does."""
+
+
+MAX_COUNT = 2**31 - 1
+"""Of tokens and other things that a request counts. Engines hold them in 32 bits."""
+Seed = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 
 
 def with_field(body: bytes, name: str, value: int) -> bytes:

@@ -104,6 +104,7 @@ MODALITY = Modality(
         "top_k",
         "remote_urls",
         "prefill",
+        "responses_native",
         "vision",
         "audio_input",
         "audio_output",

@@ -25,7 +25,7 @@ IMAGE_TOKENS = 1500
 """A large picture at high detail, for the common vision models."""
 LOW_DETAIL_TOKENS = 300
 FILE_TOKENS = 4000
-"""A file that is named by its id, so that its length is unknown."""
+"""A file that is named by id or address, so that its length is unknown."""
 AUDIO_TOKENS_PER_S = 32
 _BYTES_PER_AUDIO_S = {"wav": 16_000, "mp3": 4_000}
 # Speech at its smallest: 8 kHz of 16 bits, and 32 kbit/s.
@@ -72,7 +72,8 @@ def _part(part: Part) -> tuple[int, int]:
         return audio_ms * AUDIO_TOKENS_PER_S // 1000 + 1, audio_ms
     if isinstance(part, FilePart):
         data = part.file.file_data
-        return (bytes_tokens(len(data) * 3 // 4) if data else FILE_TOKENS), 0
+        is_enclosed = data is not None and not data.startswith(("http:", "https:"))
+        return (bytes_tokens(len(data or "") * 3 // 4) if is_enclosed else FILE_TOKENS), 0
     return text_tokens(part.refusal), 0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -11,7 +11,7 @@ from msgspec import Meta
 from inferhub.core.errors import Invalid
 from inferhub.modalities.chat.deltas import ReasoningDetail
 from inferhub.modalities.schemas import check_json_schema
-from inferhub.modalities.tokens import StreamOptions
+from inferhub.modalities.tokens import MAX_COUNT, Seed, StreamOptions
 
 
 class CacheControl(msgspec.Struct):
@@ -92,7 +92,11 @@ class Message(msgspec.Struct):
     """Of a tool's answer: the tool failed."""
 
 
-_Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+# The types bind what comes from other dialects too, whose vendors take more; `check` has OpenAI's own limits.
+_Name = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,128}$")]
+_MAX_STOPS = 4
+_MAX_TOOLS = 128
+_MAX_NAME_CHARS = 64
 
 
 class FunctionSpec(msgspec.Struct):
@@ -154,11 +158,11 @@ class Thinking(msgspec.Struct):
     """A budget for thought in tokens, as Anthropic and Google have it; finer than `reasoning_effort`."""
 
     type: Literal["enabled", "disabled", "adaptive"]
-    budget_tokens: Annotated[int, Meta(ge=0)] | None = None
+    budget_tokens: Annotated[int, Meta(ge=0, le=MAX_COUNT)] | None = None
     display: Literal["summarized", "omitted"] | None = None
 
 
-_Tokens = Annotated[int, Meta(ge=1)]
+_Tokens = Annotated[int, Meta(ge=1, le=MAX_COUNT)]
 _Penalty = Annotated[float, Meta(ge=-2, le=2)]
 
 
@@ -174,14 +178,14 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
     top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     n: Annotated[int, Meta(ge=1, le=128)] | None = None
-    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
-    seed: int | None = None
+    stop: str | Annotated[list[str], Meta(max_length=64)] | None = None
+    seed: Seed | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     logit_bias: dict[str, Annotated[float, Meta(ge=-100, le=100)]] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: Annotated[list[Tool], Meta(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Meta(max_length=1024)] | None = None
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -201,7 +205,7 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
     thinking: Thinking | None = None
-    top_k: Annotated[int, Meta(ge=1)] | None = None
+    top_k: _Tokens | None = None
 
     @property
     def max_output_tokens(self) -> int | None:
@@ -217,10 +221,19 @@ def check(request: ChatRequest) -> None:
     if request.top_logprobs is not None and not request.logprobs:
         raise Invalid("'top_logprobs' needs 'logprobs': true.", param="top_logprobs")
     _check_messages(request.messages)
+    _check_files(request.messages)
     _check_tools(request)
+    if isinstance(request.stop, list):
+        _check_limit("stop", len(request.stop), _MAX_STOPS, "strings")
     if isinstance(request.response_format, SchemaFormat):
-        schema = request.response_format.json_schema.schema
-        check_json_schema(schema or {}, "response_format.json_schema.schema")
+        spec = request.response_format.json_schema
+        _check_limit("response_format.json_schema.name", len(spec.name), _MAX_NAME_CHARS, "characters")
+        check_json_schema(spec.schema or {}, "response_format.json_schema.schema")
+
+
+def _check_limit(param: str, count: int, limit: int, unit: str) -> None:
+    if count > limit:
+        raise Invalid(f"'{param}' has {count} {unit}; at most {limit} are allowed.", param=param)
 
 
 def _check_messages(messages: Sequence[Message]) -> None:
@@ -251,17 +264,48 @@ def _check_messages(messages: Sequence[Message]) -> None:
             )
 
 
+def _check_files(messages: Sequence[Message]) -> None:
+    for position, message in enumerate(messages):
+        for place, part in enumerate(message.content if isinstance(message.content, list) else ()):
+            if isinstance(part, FilePart) and not (part.file.file_data or part.file.file_id):
+                where = f"messages[{position}].content[{place}].file"
+                raise Invalid(
+                    f"'{where}' has neither 'file_data' nor 'file_id'.",
+                    param=where,
+                    code="missing_required_parameter",
+                )
+
+
 def _check_tools(request: ChatRequest) -> None:
+    if request.tools == []:
+        raise Invalid(
+            "'tools' is empty; name at least one, or leave it out.", param="tools", code="empty_array"
+        )
     names = [tool.function.name for tool in request.tools or ()]
+    _check_limit("tools", len(names), _MAX_TOOLS, "tools")
+    for position, name in enumerate(names):
+        _check_limit(f"tools[{position}].function.name", len(name), _MAX_NAME_CHARS, "characters")
+        if name in names[:position]:
+            raise Invalid(f"Two of 'tools' are called {name!r}.", param=f"tools[{position}].function.name")
     if request.tool_choice not in (None, "none", "auto") and not names:
         raise Invalid("'tool_choice' needs 'tools'.", param="tool_choice")
-    if isinstance(request.tool_choice, NamedTool) and request.tool_choice.function.name not in names:
-        raise Invalid(
-            f"'tool_choice' names {request.tool_choice.function.name!r}; 'tools' has {names}.",
-            param="tool_choice.function.name",
-        )
+    for name, param in _chosen(request.tool_choice):
+        if name not in names:
+            raise Invalid(f"'tool_choice' names {name!r}; 'tools' has {names}.", param=param)
     for position, tool in enumerate(request.tools or ()):
         check_json_schema(tool.function.parameters or {}, f"tools[{position}].function.parameters")
+
+
+def _chosen(choice: ToolChoice | None) -> Iterator[tuple[str, str]]:
+    """Each tool that the choice names, and the parameter that names it."""
+    match choice:
+        case NamedTool(function=function):
+            yield function.name, "tool_choice.function.name"
+        case AllowedTools(allowed_tools=allowed):
+            for position, tool in enumerate(allowed.tools):
+                named = tool.get("function")
+                name = named.get("name") if isinstance(named, dict) else None
+                yield str(name), f"tool_choice.allowed_tools.tools[{position}]"
 
 
 def requires(request: ChatRequest) -> Mapping[str, str]:
