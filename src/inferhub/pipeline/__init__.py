@@ -1,6 +1,6 @@
 """F4: the way of every call, on one screen. The gateway calls `build_pipeline`'s handler.
 
-    trace → admit → meter → deadline → cache → attempt → dispatch → (transport) worker
+    trace → admit → meter → deadline → cache → media → attempt → dispatch → (transport) worker
 
 Calls go down, chunks come up through `emit`. A ring pushes; only leaves may yield.
 """
@@ -18,9 +18,12 @@ from inferhub.pipeline.deadline import Deadline
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.dispatch import Dispatch
 from inferhub.pipeline.limiter import Limiter
+from inferhub.pipeline.media import Media
 from inferhub.pipeline.meter import Meter
 from inferhub.pipeline.onion import build
+from inferhub.pipeline.patience import Limits
 from inferhub.pipeline.trace import Trace
+from inferhub.routing import Router
 from inferhub.telemetry.metrics import Metrics
 
 
@@ -29,7 +32,7 @@ class PipelineLimits:
     """Bounds of one gateway process; every field is a setting of the same name."""
 
     max_inflight: int = 1024
-    max_attempts: int = 2
+    max_attempts: int = 3
     first_token_timeout_s: float = 120.0
     idle_timeout_s: float = 60.0
 
@@ -39,9 +42,11 @@ def build_pipeline(
     metrics: Metrics,
     limits: PipelineLimits,
     *,
+    router: Router,
     limiter: Limiter,
     meter: Meter,
     cache: Cache,
+    media: Media,
     cost: Cost,
 ) -> Handler:
     """`directory` returns the current snapshot; it may be another one for the next call."""
@@ -49,8 +54,22 @@ def build_pipeline(
         Trace(metrics),
         Admit(max_inflight=limits.max_inflight, directory=directory, limiter=limiter, cost=cost),
         meter,
-        Deadline(first_token_timeout_s=limits.first_token_timeout_s, idle_timeout_s=limits.idle_timeout_s),
+        Deadline(directory),
         cache,
-        Attempt(max_attempts=limits.max_attempts),
+        media,
+        attempt_ring(router, directory, metrics, limits),
     ]
-    return build(rings, Dispatch(directory))
+    return build(rings, Dispatch(directory, media))
+
+
+def attempt_ring(
+    router: Router, directory: Callable[[], Directory], metrics: Metrics, limits: PipelineLimits
+) -> Attempt:
+    """The ring that tries; also for calls that InferHub makes for itself."""
+    return Attempt(
+        router,
+        directory,
+        metrics,
+        max_attempts=limits.max_attempts,
+        limits=Limits(limits.first_token_timeout_s, limits.idle_timeout_s),
+    )

@@ -28,7 +28,8 @@ class Directory:
     def first_for(self, modality: str) -> str | None:
         """The first name, alphabetically, whose model is ready for this kind of call."""
         for name in self.names:
-            if any(e.model.capability(modality) for e in self.endpoints.get(self.primary(name), ())):
+            endpoints = (e for model in self.models_of(name) for e in self.endpoints.get(model, ()))
+            if any(e.model.capability(modality) for e in endpoints):
                 return name
         return None
 

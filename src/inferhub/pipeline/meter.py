@@ -37,6 +37,7 @@ from inferhub.core.prices import PriceBook, cost, nano_usd
 from inferhub.core.quota import Reservation, Unit
 from inferhub.core.usage import Begin, Price, Usage, UsageEvent
 from inferhub.modalities import modalities
+from inferhub.pipeline.content import has_content
 from inferhub.stores.spool.spool import Spool
 
 _log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ Settle = Callable[[Reservation, Usage, int], Awaitable[object]]
 CANCELLED = "cancelled"
 
 # Whoever raises these has computed nothing that anybody could bill.
-_NOTHING_DONE = (
+_NOTHING_DONE: tuple[type[InferHubError], ...] = (
     RequestError,
     BackendRefused,
     Draining,
@@ -123,8 +124,7 @@ class Meter:
         # A provider that does not count is not free; the client is still told what was reported.
         billed = seen.guessed() if usage.source == "unknown" and seen.deltas else usage
         seen.usage = billed
-        started = seen.started
-        seen.price = book.at(started.model, seen.begin.at_ms / 1000) if started else None
+        seen.price = _price_of(seen, book)
         if seen.is_hit:
             seen.cost_usd = Decimal(0)
         elif seen.price is not None:
@@ -140,7 +140,7 @@ class Meter:
         if usage is None:
             usage = seen.interrupted(failure)
             if seen.started and (usage.input_tokens or usage.output_tokens):
-                seen.price = book.at(seen.started.model, seen.begin.at_ms / 1000)
+                seen.price = _price_of(seen, book)
                 seen.cost_usd = cost(seen.price, usage) if seen.price else Decimal(0)
         billed = Usage(source=usage.source) if seen.is_hit else usage
         self._ledger.end(_event(seen, billed, status, failure))
@@ -214,7 +214,7 @@ class _Seen:
         """Count before the client can have it: what is billed is never less than what was received."""
         if not self.first_s:
             self.first_s = time.perf_counter()
-        if self.speaks_in_tokens and (payload.finish_reason is None or _has_text(payload)):
+        if self.speaks_in_tokens and has_content(payload):
             self.deltas = count = self.deltas + 1
             if not self.begin.is_stream:
                 self.whole.append(payload)
@@ -232,9 +232,7 @@ class _Seen:
             return Usage(source="estimated")
         if self.first_s:
             return Usage(self.begin.input_tokens, self.deltas, source="estimated")
-        # An earlier attempt may have got further than the last one.
-        is_certain = isinstance(failure, _NOTHING_DONE) and failure.attempts == 1
-        return Usage(source="reported" if is_certain else "unknown")
+        return Usage(source="reported" if _did_nothing(failure) else "unknown")
 
 
 def _begin(call: Call, estimate: int) -> Begin:
@@ -253,6 +251,14 @@ def _begin(call: Call, estimate: int) -> Begin:
         input_tokens=estimate,
         meters=tuple(claim.meter.key for claim in held if claim.meter.unit is Unit.USD),
     )
+
+
+def _price_of(seen: _Seen, book: PriceBook) -> Price | None:
+    """The row that the call is billed by; None where the model, or what it was asked for, has no price."""
+    begin, started = seen.begin, seen.started
+    if started is None or modalities()[begin.modality].is_free:
+        return None
+    return book.at(started.model, begin.at_ms / 1000)
 
 
 def _event(seen: _Seen, usage: Usage, status: str, failure: BaseException | None) -> UsageEvent:
@@ -293,18 +299,27 @@ def _event(seen: _Seen, usage: Usage, status: str, failure: BaseException | None
     )
 
 
+def _did_nothing(failure: BaseException | None) -> bool:
+    """Whether neither the last attempt nor one before it, which may have got further, computed anything."""
+    if not isinstance(failure, _NOTHING_DONE) or len(failure.trail) != failure.attempts - 1:
+        return False
+    return all(failed.code in _nothing_done_codes() for failed in failure.trail)
+
+
+@cache
+def _nothing_done_codes() -> frozenset[str]:
+    found, kinds = set(), list(_NOTHING_DONE)
+    while kinds:
+        kind = kinds.pop()
+        found.add(kind.code)
+        kinds += kind.__subclasses__()
+    return frozenset(found)
+
+
 @cache
 def _speaks_in_tokens(modality: str) -> bool:
     """Whether each delta is about a token: so it is where the last one says why the text ends."""
     return "finish_reason" in modalities()[modality].delta.__struct_fields__
-
-
-def _has_text(payload: Any) -> bool:
-    """Whether the last delta carries more than the reason it is the last."""
-    return any(
-        getattr(payload, name, None)
-        for name in ("content", "text", "reasoning_content", "refusal", "tool_calls")
-    )
 
 
 def _text_chars(payload: Any) -> int:

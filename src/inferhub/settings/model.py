@@ -42,6 +42,14 @@ SecondsOrZero = Annotated[float, Field(ge=0, le=86_400)]
 Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
 
 
+def _beside_catalog(values: dict[str, Any], file: str) -> str:
+    """A database that is there anyway is shared by all gateways; a file is not."""
+    catalog_url = str(values.get("catalog_url", ""))
+    if catalog_url.startswith("postgresql://"):
+        return catalog_url
+    return f"sqlite:///{values.get('data_dir', '.')}/{file}"
+
+
 class Settings(BaseModel):
     """How one process runs. Frozen; `settings.loader` is the only maker outside tests."""
 
@@ -104,6 +112,15 @@ class Settings(BaseModel):
         "`sqlite:///ABSOLUTE/PATH`, `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, "
         "`clickhouse://USER:PASSWORD@HOST:PORT/DATABASE` (`clickhouses://` for TLS).",
         json_schema_extra={"default_text": "`sqlite:///DATA_DIR/usage.db`"},
+    )
+    responses_url: str = Field(
+        default_factory=lambda values: _beside_catalog(values, "responses.db"),
+        min_length=1,
+        description="Database of the responses that tenants keep, sealed; gateways that share responses "
+        "share it. `sqlite:///ABSOLUTE/PATH` (one machine), `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`.",
+        json_schema_extra={
+            "default_text": "`catalog_url` where that is PostgreSQL, else `sqlite:///DATA_DIR/responses.db`"
+        },
     )
     events_url: str | None = Field(
         None,
@@ -184,6 +201,18 @@ class Settings(BaseModel):
         False,
         description="Wait for the disk before each call begins and after it ended, so that a power failure "
         "loses no usage either. A killed process never loses any.",
+    )
+
+    # --- what it keeps for its callers ------------------------------------------------------------
+    responses_ttl_s: Annotated[float, Field(gt=0, le=366 * 86_400)] = Field(
+        30 * 86_400, description="How long a stored response can be read and continued."
+    )
+    responses_max_bytes: int = Field(
+        8 * 1024**3,
+        ge=16 * 1024**2,
+        le=1024**5,
+        description="Most that `responses_url` may hold; beyond it the oldest responses of whoever stores "
+        "most leave first.",
     )
 
     # --- what it fetches --------------------------------------------------------------------------
@@ -269,8 +298,30 @@ class Settings(BaseModel):
     )
     worker_refresh_s: Seconds = Field(0.5, description="How often a gateway asks each worker for its state.")
     max_attempts: int = Field(
-        2, ge=1, le=10, description="Tries of a call, while nothing of the answer was sent."
+        3,
+        ge=1,
+        le=10,
+        description="Tries of a call over all endpoints of its route, hedges and continuations included. A "
+        "new try begins only while nothing of the answer was sent.",
     )
+    retry_budget_ratio: float = Field(
+        0.2,
+        ge=0,
+        le=1,
+        description="Most tries beyond the first that run at once, as a share of the calls that run; a few "
+        "are always allowed. An outage so never multiplies the load.",
+    )
+    breaker_failures: int = Field(
+        5,
+        ge=0,
+        le=1000,
+        description="Failures in a row after which an endpoint is left alone for `breaker_open_s`; 0: never. "
+        "It is left alone too when half of its last 20 or more calls failed.",
+    )
+    breaker_open_s: Seconds = Field(
+        5, description="How long a failing endpoint is left alone; doubled each time that its probe fails."
+    )
+    breaker_max_open_s: Seconds = Field(60, description="Longest time that an endpoint is left alone.")
     key_refresh_s: Seconds = Field(
         0.5, description="How often the catalog is asked for new or revoked keys and a new spec."
     )

@@ -16,11 +16,14 @@ from pydantic_core import PydanticUndefined
 from inferhub.settings.describe import allowed_values, default_text
 from inferhub.settings.model import SECRETS, Settings
 from inferhub.settings.spec.types import (
+    FallbackEntry,
     IssuerEntry,
     ModelEntry,
     PriceEntry,
     RouteEntry,
     SpecFile,
+    SpillEntry,
+    TargetEntry,
     json_schema,
 )
 
@@ -60,9 +63,18 @@ models:
     options: {context_tokens: 8192}
   - name: gpt-4o-mini
     options: {base_url: https://api.openai.com/v1, api_key: "${OPENAI_API_KEY}"}
+  - name: gpt-4.1-mini
+    options: {base_url: https://api.openai.com/v1, api_key: "${OPENAI_API_KEY}"}
 routes:
-  - name: chat
+  - name: small
     model: smollm2-135m
+  - name: chat
+    targets:
+      - smollm2-135m
+      - {model: gpt-4o-mini, priority: 1}
+    spill: {first_token_s: 2, max_usd_per_hour: 5}
+    fallbacks:
+      - {model: gpt-4.1-mini, on: [context_length]}
 prices:
   - model: gpt-4o-mini
     input_per_mtok: "0.15"
@@ -72,9 +84,10 @@ prices:
 
 - `${NAME}` is replaced from the environment or `.env`, `${NAME:-text}` has a default, and a value that is
   `os.environ/NAME` as a whole means the same as `${NAME}`. A variable that is not set is an error.
-  `$${` stands for a plain `${`. What a reference gives is text; `slots` and `queue_limit` read a number
-  from it. The catalog keeps the file as written, so a secret given by reference is not stored.
-- Names of models and routes share one space and must differ.
+  `$${` stands for a plain `${`. What a reference gives is text; keys that take a number read it from
+  that. The catalog keeps the file as written, so a secret given by reference is not stored.
+- Names of models and routes share one space and must differ. A route leads to models, never to a route;
+  [how routes choose](../howto/routes.md) has examples.
 - A price is exact: at most 12 decimals, in quotes where it has more than 15 digits. A call is billed at the
   price that was valid when it began, and never again. A dated price cannot begin in the past; one without
   a date takes effect at once, for calls that begin from then on.
@@ -104,6 +117,9 @@ def _spec_page() -> str:
         ("At the top", SpecFile),
         ("models", ModelEntry),
         ("routes", RouteEntry),
+        ("routes: targets", TargetEntry),
+        ("routes: fallbacks", FallbackEntry),
+        ("routes: spill", SpillEntry),
         ("prices", PriceEntry),
         ("issuers", IssuerEntry),
     )
@@ -133,7 +149,11 @@ def _keys(entry: type[BaseModel]) -> list[tuple[str, ...]]:
 def _spec_default(value: Any) -> str:
     if value is PydanticUndefined:
         return "required"
-    return "none" if value in (None, (), {}) else f"`{value}`"
+    if value in (None, (), {}):
+        return "none"
+    if isinstance(value, tuple):
+        return ", ".join(f"`{item}`" for item in value)
+    return f"`{str(value).lower() if isinstance(value, bool) else value}`"
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:

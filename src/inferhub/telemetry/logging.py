@@ -15,6 +15,7 @@ FIELDS = (
     "request_id",
     "model",
     "worker",
+    "endpoint",
     "path",
     "port",
     "store",

@@ -79,6 +79,17 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.attempts_failed = Counter(
+            "inferhub_attempts_failed_total",
+            "Attempts at an endpoint that came to nothing, or broke off, by cause.",
+            ["endpoint", "cause"],
+            registry=registry,
+        )
+        self.retries_refused = Counter(
+            "inferhub_retries_refused_total",
+            "Calls that were not tried again because too many were being tried again already.",
+            registry=registry,
+        )
         self.store_up = Gauge(
             "inferhub_store_up",
             "1 while a store is used as it should be, 0 while the gateway does without it.",

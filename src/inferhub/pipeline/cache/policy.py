@@ -15,6 +15,9 @@ def is_cacheable(call: Call) -> bool:
     if call.cache == "off" or getattr(call.request, "store", None):
         # Whoever asks a vendor to store an answer wants it done, not told.
         return False
+    if call.native is not None and call.native.needs:
+        # What the request was translated to does not say all of it, nor the deltas all of the answer.
+        return False
     if call.cache != "auto":
         return True
     rule = _DETERMINISTIC.get(call.modality)

@@ -35,6 +35,8 @@ class Answer(msgspec.Struct, Generic[D], array_like=True, frozen=True):
     deltas: list[D]
     usage: Usage
     ignored_params: tuple[str, ...] = ()
+    model: str = ""
+    """Who gave it, where several could have."""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -72,6 +74,7 @@ class Recording:
         self._payloads: list[Any] = []
         self._size_bytes = 0
         self.ignored_params: tuple[str, ...] = ()
+        self.model = ""
 
     def take(self, payload: Any) -> None:
         if self._size_bytes > MAX_VALUE_BYTES:
@@ -88,10 +91,14 @@ class Recording:
         else:
             self._payloads.append(payload)
 
+    @property
+    def has_begun(self) -> bool:
+        return self._size_bytes > 0
+
     def answer(self, usage: Usage) -> Answer[Any] | None:
         if self._size_bytes > MAX_VALUE_BYTES:
             return None
-        return Answer(coalesce(self._modality, self._payloads), usage, self.ignored_params)
+        return Answer(coalesce(self._modality, self._payloads), usage, self.ignored_params, self.model)
 
 
 def coalesce(modality: str, payloads: Sequence[Any]) -> list[Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Handler, Started
-from inferhub.core.errors import InferHubError, Unsupported
+from inferhub.core.errors import Unsupported
 from inferhub.pipeline.cache.embeddings import Embeddings
 from inferhub.pipeline.cache.flights import Flight, Flights
 from inferhub.pipeline.cache.keys import Question, exact_key, fields_of
@@ -63,18 +63,30 @@ class Cache:
                 with boarded:
                     return await self._lead(question, emit, inner, _Lead(key, boarded))
             answer = boarded
-        return await replay(answer, question.model, emit)
+        return await replay(answer, answer.model or question.model, emit)
 
     def _question(self, call: Call) -> Question | None:
-        """None where nothing serves the model, which dispatch says best, or two versions of it do."""
-        try:
-            model, endpoints = self._directory().resolve(call.model)
-        except InferHubError:
+        """None where nobody serves the model, which dispatch says best, or two versions of it do.
+
+        An answer of a route is kept for the route, and for as long as the same models stand behind it: whom
+        it asks is chance, and who asks for one of them by name wants that one.
+        """
+        directory = self._directory()
+        models = directory.models_of(call.model)
+        versions: list[str] = []
+        for model in models:
+            found = {endpoint.model.spec.name for endpoint in directory.endpoints.get(model, ())}
+            if len(found) > 1:
+                return None
+            versions += found
+        if not versions:
             return None
-        version = endpoints[0].model.spec.name
-        if any(endpoint.model.spec.name != version for endpoint in endpoints[1:]):
+        if len(models) == 1:
+            return Question(call, models[0], versions[0], fields_of(call))
+        if call.modality == "embedding":
+            # Its inputs are kept one by one, and vectors of two models must not meet in one answer.
             return None
-        return Question(call, model, version, fields_of(call))
+        return Question(call, models[0], "\0".join((call.model, *sorted(versions))), fields_of(call))
 
     async def _find(self, modality: str, key: bytes) -> Answer[Any] | None:
         value = await self._store.find(key)
@@ -95,21 +107,28 @@ class Cache:
             if probe is not None and probe.found is not None:
                 answer = await self._find(question.call.modality, probe.found)
         if answer is None:
-            return await inner(question.call, self._kept(question.call.modality, emit, lead, probe))
+            return await inner(question.call, self._kept(question, emit, lead, probe))
         lead.flight.land(answer)
-        return await replay(answer, question.model, emit)
+        return await replay(answer, answer.model or question.model, emit)
 
-    def _kept(self, modality: str, emit: Emit, lead: _Lead, probe: Probe | None) -> Emit:
-        """Passes an answer on, and keeps it if it comes to its clean end."""
-        recording = Recording(modality)
+    def _kept(self, question: Question, emit: Emit, lead: _Lead, probe: Probe | None) -> Emit:
+        """Passes an answer on, and keeps it if it comes to its clean end from one endpoint."""
+        recording = Recording(question.call.modality)
+        is_whole = True
 
         async def tee(chunk: Chunk) -> None:
+            nonlocal is_whole
             if type(chunk) is Delta:
                 recording.take(chunk.payload)
             elif type(chunk) is Started:
                 recording.ignored_params = chunk.ignored_params
+                recording.model = chunk.model
+                # One that broke off and went on elsewhere is no answer that this model would give.
+                is_whole = is_whole and not recording.has_begun
                 chunk = replace(chunk, cache="miss")
-            elif type(chunk) is Finished and (answer := recording.answer(chunk.usage)) is not None:
+            elif (
+                is_whole and type(chunk) is Finished and (answer := recording.answer(chunk.usage)) is not None
+            ):
                 lead.flight.land(answer)
                 # Before the client has its end: when it asks again, the answer is there.
                 await self._store.keep([(lead.key, encode(answer))], self._ttl_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -11,27 +11,36 @@ from pydantic import BaseModel, ValidationError
 from inferhub.core.errors import SetupError
 from inferhub.core.models import ModelSpec
 from inferhub.core.tenancy import Issuer, Role
-from inferhub.core.traffic import Route, alias
+from inferhub.core.traffic import Cause, Route
 from inferhub.core.usage import Price
 from inferhub.settings.nearest import did_you_mean
 from inferhub.settings.spec.prices import load_prices, repeated
 from inferhub.settings.spec.reader import Document, Path, read
 from inferhub.settings.spec.references import expand
+from inferhub.settings.spec.routes import check_route_names, check_routes, load_route
 from inferhub.settings.spec.types import (
     MAX_ENTRIES,
     MAX_ISSUERS,
+    MAX_PRIORITY,
+    MAX_SECONDS,
+    MAX_TARGETS,
     MAX_USD,
+    MAX_WEIGHT,
     NAME_HELP,
     USD_DECIMALS,
+    FallbackEntry,
     IssuerEntry,
     ModelEntry,
     PriceEntry,
     RouteEntry,
     SpecFile,
+    SpillEntry,
+    TargetEntry,
 )
 
-CheckModel = Callable[[ModelSpec], None]
-"""Raises `SetupError` for what only a backend can know about its model."""
+CheckModel = Callable[[ModelSpec], Mapping[str, str]]
+"""Raises `SetupError` for what only a backend can know about its model. Returns options that the spec leaves
+out → what they are then, such as `${VENDOR_API_KEY}`."""
 
 Problems = list[tuple[Path, str]]
 
@@ -45,7 +54,20 @@ _ALLOWED = {
     "queue_limit": "a whole number from 0 to 100000",
     "options": "a mapping of the backend's own settings",
     "models": f"a list of at most {MAX_ENTRIES} models, each a mapping with a name",
-    "routes": f"a list of at most {MAX_ENTRIES} routes, each a mapping of name and model",
+    "routes": f"a list of at most {MAX_ENTRIES} routes, each a mapping with a name",
+    "targets": f"a list of at most {MAX_TARGETS} models, each a name or a mapping with a model",
+    "fallbacks": f"a list of at most {MAX_TARGETS} models, each a name or a mapping with a model",
+    "weight": f"a whole number from 0 to {MAX_WEIGHT}",
+    "priority": f"a whole number from 0 to {MAX_PRIORITY}",
+    "on": f"a list of causes: {', '.join(Cause)}",
+    "prefer": "weight, latency or cost",
+    "spill": "a mapping with first_token_s",
+    "affinity": "session",
+    "resume": "true or false",
+    **dict.fromkeys(
+        ("first_token_s", "hedge_after_s", "first_token_timeout_s", "idle_timeout_s", "request_timeout_s"),
+        f"seconds, more than 0 and at most {MAX_SECONDS}",
+    ),
     "prices": f"a list of at most {MAX_ENTRIES} prices, each a mapping with a model",
     "issuers": f"a list of at most {MAX_ISSUERS} issuers, each a mapping of issuer and audience",
     "issuer": "an address such as https://login.example.com/realms/main",
@@ -87,11 +109,13 @@ def load_spec(
     _check_names(document.written, problems)
     models: tuple[ModelSpec, ...] = ()
     if parsed:
-        models = tuple(_model(entry, i, problems, check_model) for i, entry in enumerate(parsed.models))
-        problems += repeated(parsed.prices)
+        models = tuple(_model(entry, i, problems) for i, entry in enumerate(parsed.models))
+        if check_model:
+            models = tuple(_checked(model, i, problems, check_model, env) for i, model in enumerate(models))
+        problems += repeated(parsed.prices) + check_routes(parsed)
     if problems or parsed is None:
         raise SetupError(_message(source, document, problems))
-    routes = tuple(alias(route.name, route.model) for route in parsed.routes)
+    routes = tuple(map(load_route, parsed.routes))
     issuers = tuple(map(_issuer, parsed.issuers))
     prices = load_prices(parsed.prices)
     places = [f"{source}:{_mark(('prices', i, 'from'), document)}" for i in range(len(prices))]
@@ -121,6 +145,8 @@ def _translate(loc: Path, kind: str, written: Any) -> tuple[Path, str]:
         return loc[:-1], f"the key {loc[-1]!r} is missing"
     value = written
     for step in loc:
+        if type(value) not in (dict, list):
+            break  # a name alone, which stands for a mapping
         value = value[step]
     names = [step for step in loc if isinstance(step, str)]
     label = names[-1] if isinstance(loc[-1], str) else f"an entry of {names[-1]}"
@@ -132,14 +158,20 @@ def _translate(loc: Path, kind: str, written: Any) -> tuple[Path, str]:
     return loc, f"{label} cannot be {shown[:100]}; allowed: {allowed}{quote}"
 
 
+_OWNERS: dict[str, type[BaseModel]] = {
+    "models": ModelEntry,
+    "routes": RouteEntry,
+    "targets": TargetEntry,
+    "fallbacks": FallbackEntry,
+    "spill": SpillEntry,
+    "prices": PriceEntry,
+    "issuers": IssuerEntry,
+}
+
+
 def _keys_at(loc: Path) -> list[str]:
-    owners: dict[str, type[BaseModel]] = {
-        "models": ModelEntry,
-        "routes": RouteEntry,
-        "prices": PriceEntry,
-        "issuers": IssuerEntry,
-    }
-    owner = owners.get(str(loc[0]), SpecFile) if len(loc) > 1 else SpecFile
+    names = [step for step in loc[:-1] if isinstance(step, str)]
+    owner = _OWNERS.get(names[-1], SpecFile) if names else SpecFile
     return [field.alias or name for name, field in owner.model_fields.items()]
 
 
@@ -160,16 +192,16 @@ def _check_names(tree: Any, problems: Problems) -> None:
                 first_use[name] = f"{section}[{i}]"
             if section == "models":
                 models.append(name)
-    routes = {name: i for i, name in _names(tree, "routes")}
-    for section in ("routes", "prices"):
-        for i, target in _names(tree, section, "model"):
-            if target in models:
-                continue
-            hint = did_you_mean(target, models)
-            known = f" Models: {', '.join(models[:20])}" if models else ""
-            if section == "prices" and target in routes:
-                hint, known = " It is a route; name the model that it leads to", ""
-            problems.append(((section, i, "model"), f"unknown model {target!r}.{hint}{known}"))
+    routes = [name for _, name in _names(tree, "routes")]
+    problems += check_route_names(tree.get("routes") if isinstance(tree, dict) else None, models, routes)
+    for i, target in _names(tree, "prices", "model"):
+        if target in models:
+            continue
+        hint = did_you_mean(target, models)
+        known = f" Models: {', '.join(models[:20])}" if models else ""
+        if target in routes:
+            hint, known = " It is a route; name the models that it leads to", ""
+        problems.append((("prices", i, "model"), f"unknown model {target!r}.{hint}{known}"))
 
 
 def _names(tree: Any, section: str, key: str = "name") -> list[tuple[int, str]]:
@@ -180,12 +212,12 @@ def _names(tree: Any, section: str, key: str = "name") -> list[tuple[int, str]]:
     return [(i, name) for i, name in found if isinstance(name, str)]
 
 
-def _model(entry: ModelEntry, index: int, problems: Problems, check: CheckModel | None) -> ModelSpec:
+def _model(entry: ModelEntry, index: int, problems: Problems) -> ModelSpec:
     backend = entry.backend or _deduce_backend(entry)
     if backend is None:
         reason = f"model {entry.name!r} names no backend, and none can be deduced from its weights or options"
         problems.append((("models", index), reason))
-    spec = ModelSpec(
+    return ModelSpec(
         name=entry.name,
         backend=backend or "",
         weights=entry.weights,
@@ -194,13 +226,28 @@ def _model(entry: ModelEntry, index: int, problems: Problems, check: CheckModel 
         queue_limit=entry.queue_limit,
         options=entry.options,
     )
-    if check and backend:
-        try:
-            check(spec)
-        except SetupError as error:
-            path: Path = ("models", index, error.param) if error.param else ("models", index)
-            problems.append((path, error.message))
-    return spec
+
+
+def _checked(
+    model: ModelSpec, index: int, problems: Problems, check: CheckModel, env: Mapping[str, str]
+) -> ModelSpec:
+    """The model with the options that its backend takes from the environment."""
+    if not model.backend:
+        return model
+    try:
+        left_out = check(model)
+        for option, reference in left_out.items():
+            try:
+                model = replace(model, options={**model.options, option: expand(reference, env)})
+            except ValueError as error:
+                problems.append((("models", index, "options"), f"{option!r} is missing, and {error}"))
+                return model
+        if left_out:
+            check(model)
+    except SetupError as error:
+        path: Path = ("models", index, error.param) if error.param else ("models", index)
+        problems.append((path, error.message))
+    return model
 
 
 def _issuer(entry: IssuerEntry) -> Issuer:
@@ -211,7 +258,7 @@ def _issuer(entry: IssuerEntry) -> Issuer:
 def _deduce_backend(entry: ModelEntry) -> str | None:
     if entry.weights and entry.weights.lower().endswith(".gguf"):
         return "llamacpp"
-    return "openai_compatible" if "base_url" in entry.options else None
+    return "openai_compatible" if {"base_url", "vendor"} & entry.options.keys() else None
 
 
 def _message(source: str, document: Document, problems: Problems) -> str:

@@ -10,14 +10,30 @@ from datetime import date
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from inferhub.core.tenancy import DEFAULT_PROJECT, DEFAULT_TENANT
+from inferhub.core.traffic import TRANSIENT, Cause
 
 MAX_ENTRIES = 1000
 MAX_ISSUERS = 20
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9@][A-Za-z0-9._:/@-]{0,127}$")]
+MAX_TARGETS = 32
+MAX_WEIGHT = 1000
+MAX_PRIORITY = 9
+MAX_SECONDS = 86_400
+
+_NAME_PATTERN = r"^[A-Za-z0-9@][A-Za-z0-9._:/@-]{0,127}$"
+Name = Annotated[str, Field(pattern=_NAME_PATTERN)]
 NAME_HELP = "1 to 128 letters, digits or `. _ : / @ -`, the first a letter, a digit or `@`"
 
 
@@ -26,6 +42,34 @@ def _count(low: int, high: int) -> WithJsonSchema:
     reference = {"type": "string", "pattern": r"^(\$\{.*\}|os\.environ/.*)$"}
     return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": low, "maximum": high}, reference]})
 
+
+def _no_flag(value: Any) -> Any:
+    """`true` is a number to pydantic, and a slip here."""
+    if isinstance(value, bool):
+        raise ValueError("not a number")
+    return value
+
+
+def _not_empty(value: Any) -> Any:
+    """pydantic's own check would also complain about a list whose only entry is wrong."""
+    if isinstance(value, list) and not value:
+        raise ValueError("empty")
+    return value
+
+
+_SECONDS_SCHEMA = {
+    "anyOf": [
+        {"type": "number", "exclusiveMinimum": 0, "maximum": MAX_SECONDS},
+        {"type": "string", "pattern": r"^(\$\{.*\}|os\.environ/.*)$"},
+    ]
+}
+Seconds = Annotated[
+    float,
+    BeforeValidator(_no_flag),
+    Field(gt=0, le=MAX_SECONDS, allow_inf_nan=False),
+    WithJsonSchema(_SECONDS_SCHEMA),
+]
+CauseName = Literal["rate_limit", "overload", "timeout", "failure", "context_length", "content_filter"]
 
 MAX_USD = 10_000
 USD_DECIMALS = 12
@@ -114,17 +158,121 @@ class ModelEntry(_Entry):
     )
 
 
+class _ModelOrMore(_Entry):
+    """An entry of a list that may be written as its model's name alone."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        mapping = handler.resolve_ref_schema(handler(schema))
+        mapping["anyOf"] = [{"type": "object"}, {"type": "string", "pattern": _NAME_PATTERN}]
+        mapping.pop("type", None)
+        return mapping
+
+
+class TargetEntry(_ModelOrMore):
+    """One model that a route leads to; its name alone stands for `{model: NAME}`."""
+
+    model: Name = Field(description="Name of a model above.")
+    weight: Annotated[int, BeforeValidator(_no_flag), Field(ge=0, le=MAX_WEIGHT), _count(0, MAX_WEIGHT)] = (
+        Field(
+            1,
+            description="Share of the calls among the targets of its priority. 0 takes none until the others "
+            "of its priority cannot.",
+        )
+    )
+    priority: Annotated[
+        int, BeforeValidator(_no_flag), Field(ge=0, le=MAX_PRIORITY), _count(0, MAX_PRIORITY)
+    ] = Field(
+        0,
+        description="Lower is asked first; a higher one only where every lower one cannot, or where calls "
+        "spill over.",
+    )
+
+
+class FallbackEntry(_ModelOrMore):
+    """A model for calls that the targets failed; its name alone stands for `{model: NAME}`."""
+
+    model: Name = Field(description="Name of a model above that is no target of the route.")
+    on: Annotated[tuple[CauseName, ...], BeforeValidator(_not_empty)] = Field(
+        tuple(cause.value for cause in Cause if cause in TRANSIENT),
+        max_length=len(Cause),
+        json_schema_extra={"minItems": 1},
+        description="What it takes over: any of `rate_limit`, `overload`, `timeout`, `failure`, "
+        "`context_length` and `content_filter`. The last two are never taken over unasked.",
+    )
+
+
+class SpillEntry(_Entry):
+    """Hybrid serving: leave the preferred targets when they are predicted to answer too late."""
+
+    first_token_s: Seconds = Field(
+        description="Objective for the time to the first token, in seconds. A call goes to the next priority "
+        "where every target before it is predicted to miss it."
+    )
+    max_usd_per_hour: Usd | None = Field(
+        None,
+        description="What the calls of one gateway process that spilled over may cost in any hour; then no "
+        "more spill over until an earlier minute has left the hour. Without it there is no cap.",
+    )
+
+
 class RouteEntry(_Entry):
-    """A further public name of a model."""
+    """A further public name, and where it leads: to one `model`, or to several `targets`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["model"]}, {"required": ["targets"]}]}
+    )
 
     name: Name = Field(description=f"What clients ask for: {NAME_HELP}.")
-    model: Name = Field(description="Name of the model that answers.")
+    model: Name | None = Field(None, description="Name of the one model that answers.")
+    targets: tuple[TargetEntry, ...] = Field(
+        (), max_length=MAX_TARGETS, description="The models that answer, instead of `model`."
+    )
+    fallbacks: tuple[FallbackEntry, ...] = Field(
+        (), max_length=MAX_TARGETS, description="Models for calls that these failed, tried in order."
+    )
+    prefer: Literal["weight", "latency", "cost"] = Field(
+        "weight",
+        description="How one target of a priority is chosen: by share (`weight`), by predicted time to the "
+        "first token (`latency`), or by what the call is expected to cost (`cost`).",
+    )
+    spill: SpillEntry | None = Field(None, description="When calls go to the next priority early.")
+    affinity: Literal["session"] | None = Field(
+        None, description="`session`: calls of one session stay with one endpoint while it is well."
+    )
+    hedge_after_s: Seconds | None = Field(
+        None,
+        description="Ask a second endpoint where the first has said nothing for this long; the slower one is "
+        "cancelled.",
+    )
+    first_token_timeout_s: Seconds | None = Field(
+        None, description="Replaces the setting of the same name for calls of this route."
+    )
+    idle_timeout_s: Seconds | None = Field(
+        None, description="Replaces the setting of the same name for calls of this route."
+    )
+    request_timeout_s: Seconds | None = Field(
+        None, description="Shortens the setting of the same name for calls of this route."
+    )
+    resume: bool = Field(
+        False,
+        description="Continue an answer that broke off on another endpoint that can start from given text.",
+    )
 
 
 class PriceEntry(_Entry):
     """What calls of one model cost, in US dollars. What is left out costs nothing."""
 
-    model: Name = Field(description="Name of a model above; a route has the price of its model.")
+    model: Name = Field(
+        description="Name of a model above; a call of a route costs what the model costs that answered."
+    )
     valid_from: Day | None = Field(
         None,
         alias="from",
