@@ -23,12 +23,13 @@ from inferhub.egress import Fetcher
 from inferhub.gateway.alerts import Alerts
 from inferhub.pipeline.limiter import Failsafe, Leased, Limiter, QuotaBook
 from inferhub.settings import Settings
-from inferhub.stores import open_answers, open_counters, open_events, open_usage
+from inferhub.stores import open_answers, open_counters, open_events, open_responses, open_usage
 from inferhub.stores.cache.tiered import TieredAnswers
 from inferhub.stores.counters.base import Counters
 from inferhub.stores.events.base import EventStream
 from inferhub.stores.events.consumer import EventConsumer
-from inferhub.stores.late import LateEvents, LateUsage
+from inferhub.stores.late import LateEvents, LateResponses, LateUsage
+from inferhub.stores.responses.base import ResponseStore
 from inferhub.stores.spool.drain import Backlog, Drain
 from inferhub.stores.spool.feed import Consumer
 from inferhub.stores.spool.slots import Spools, open_spool
@@ -64,20 +65,20 @@ class Pinged(Protocol):
 
 
 class Watched:
-    """A store behind the ledger: in order while it takes what comes, and answers when it is asked.
+    """A store, mostly behind the ledger: in order while it takes what comes, and answers when it is asked.
 
     Asked, because without calls nothing comes, and its outage would be seen with the next one only.
     """
 
-    def __init__(self, name: str, store: Pinged, drain: Drain) -> None:
+    def __init__(self, name: str, store: Pinged, drain: Drain | None = None) -> None:
         self.name = name
         self._store = store
         self._drain = drain
-        self._answers = not isinstance(store, LateUsage | LateEvents)
+        self._answers = not isinstance(store, LateUsage | LateEvents | LateResponses)
 
     def state(self) -> Literal["ok", "failing"]:
-        is_failing = not self._answers or self._drain.backlog(self.name).is_failing
-        return "failing" if is_failing else "ok"
+        has_refused = self._drain is not None and self._drain.backlog(self.name).is_failing
+        return "failing" if has_refused or not self._answers else "ok"
 
     async def run(self) -> None:
         while True:
@@ -100,6 +101,7 @@ class Accounting:
     ledger: Spool
     answers: TieredAnswers
     usage: UsageStore
+    responses: ResponseStore
     drain: Drain
     alerts: Alerts
     _known: Known
@@ -178,6 +180,8 @@ async def open_accounting(settings: Settings, pepper: bytes, known: Known) -> As
             settings.cache_url, pepper=pepper, memory_bytes=settings.cache_memory_bytes
         )
         stack.push_async_callback(answers.close)
+        responses = await _responses(settings, pepper)
+        stack.push_async_callback(responses.close)
         behind = await _open_behind(stack, settings)
         spools = _open_spools(stack, settings, known)
         consumers: list[Consumer] = [UsageConsumer(behind.usage), LateCharges(limiter)]
@@ -192,6 +196,7 @@ async def open_accounting(settings: Settings, pepper: bytes, known: Known) -> As
             ledger=spools.own,
             answers=answers,
             usage=behind.usage,
+            responses=responses,
             drain=drain,
             alerts=Alerts(
                 budgets=known.budgets,
@@ -205,7 +210,7 @@ async def open_accounting(settings: Settings, pepper: bytes, known: Known) -> As
             _known=known,
             _failsafe=failsafe,
             _leased=counters,
-            _watched=behind.watched_by(drain),
+            _watched=(*behind.watched_by(drain), Watched("responses", responses)),
         )
 
 
@@ -274,3 +279,14 @@ async def _events(url: str) -> EventStream:
             raise
         _log.warning("%s Events are kept in the spool until it answers.", error.message)
         return LateEvents(lambda: open_events(url))
+
+
+async def _responses(settings: Settings, pepper: bytes) -> ResponseStore:
+    url, max_bytes = settings.responses_url, settings.responses_max_bytes
+    try:
+        return await open_responses(url, pepper=pepper, max_bytes=max_bytes)
+    except SetupError as error:
+        if error.wire_code != "store_unreachable":
+            raise
+        _log.warning("%s Responses are not kept until it answers.", error.message)
+        return LateResponses(lambda: open_responses(url, pepper=pepper, max_bytes=max_bytes))

@@ -10,37 +10,29 @@ import asyncio
 import logging
 import os
 import socket
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from inferhub.accounting import Accounting, Known, open_accounting
+from inferhub.accounting import Known, open_accounting
 from inferhub.backends import backend_class
 from inferhub.backends.base import check_options
+from inferhub.calls import open_calls
 from inferhub.core.audit import Act
-from inferhub.core.call import Handler
 from inferhub.core.errors import SetupError, UpstreamFailed
 from inferhub.core.models import ModelSpec
-from inferhub.core.prices import cost_nano_usd
 from inferhub.core.tenancy import Role
-from inferhub.core.usage import Usage
 from inferhub.egress import Fetcher, FetchLimits, check_url
 from inferhub.gateway.admin.desk import Desk
 from inferhub.gateway.app import GatewayParts, build_app
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.limits import GatewayLimits
+from inferhub.gateway.responses.kept import KeptResponses
 from inferhub.gateway.server import HttpServer
 from inferhub.gateway.tokens import TokenVerifier
 from inferhub.gateway.turns import Turns
 from inferhub.modalities import modalities
-from inferhub.pipeline import PipelineLimits, build_pipeline
-from inferhub.pipeline.attempt import Attempt
-from inferhub.pipeline.cache import Cache, Semantic
-from inferhub.pipeline.dispatch import Dispatch
-from inferhub.pipeline.meter import Meter
-from inferhub.pipeline.onion import build
 from inferhub.process import settle_memory, until_signalled
 from inferhub.registry.weights import Weights
 from inferhub.settings import Loaded, Settings
@@ -99,12 +91,16 @@ class Inherited:
     """Takes the place of an operations port."""
 
 
-def check_model(spec: ModelSpec) -> None:
-    """Raises `SetupError` for an unknown backend, option, or missing weights name."""
+def check_model(spec: ModelSpec) -> Mapping[str, str]:
+    """Raises `SetupError` for an unknown backend, option, or missing weights name. Options that its backend
+    takes from the environment are returned, and the others not checked until they are there."""
     backend = backend_class(spec.backend)
-    check_options(backend, spec)
+    left_out = backend.default_options(spec)
+    if not left_out:
+        check_options(backend, spec)
     if backend.needs_weights and spec.weights is None:
         raise SetupError(f"Model {spec.name!r}: backend {spec.backend!r} needs 'weights'.", param="weights")
+    return left_out
 
 
 def open_weights(settings: Settings) -> Weights:
@@ -249,13 +245,18 @@ async def _serve_http(
 
     app = build_app(
         GatewayParts(
-            pipeline=_pipeline(settings, fleet, desired, metrics, accounting),
+            pipeline=open_calls(stack, settings, fleet, desired, accounting=accounting, metrics=metrics),
             fleet=fleet,
             desired=desired,
             desk=Desk(catalog, desired.catch_up, pepper),
             answers=accounting.answers,
             counters=accounting.counters,
             usage=accounting.usage,
+            responses=KeptResponses(
+                accounting.responses,
+                ttl_s=settings.responses_ttl_s,
+                max_history_bytes=settings.max_body_bytes,
+            ),
             readiness=readiness,
             check_url=lambda url: check_url(url, settings.egress_allow, param="webhook_url"),
             metrics=metrics,
@@ -298,37 +299,6 @@ async def _serve_http(
             task.cancel()
 
 
-def _pipeline(
-    settings: Settings, fleet: Fleet, desired: Desired, metrics: Metrics, accounting: Accounting
-) -> Handler:
-    limiter = accounting.limiter
-
-    def cost(model: str, modality: str, estimate: Usage) -> int:
-        """What a call may cost, before it is known who answers it: the name's own model is asked for."""
-        resolved = fleet.directory().primary(model)
-        price = desired.prices().at(resolved, time.time())
-        return cost_nano_usd(price, estimate) if price else 0
-
-    return build_pipeline(
-        fleet.directory,
-        metrics,
-        _pipeline_limits(settings),
-        limiter=limiter,
-        meter=Meter(accounting.ledger, desired.prices, limiter.settle),
-        cache=_cache(settings, fleet, accounting),
-        cost=cost,
-    )
-
-
-def _cache(settings: Settings, fleet: Fleet, accounting: Accounting) -> Cache:
-    semantic = None
-    if settings.semantic_cache_model is not None:
-        # The vectors of questions are InferHub's own business, so nobody's limits and bills know of them.
-        embed = build([Attempt(max_attempts=settings.max_attempts)], Dispatch(fleet.directory))
-        semantic = Semantic(embed, settings.semantic_cache_model, threshold=settings.semantic_cache_threshold)
-    return Cache(accounting.answers, fleet.directory, ttl_s=settings.cache_ttl_s, semantic=semantic)
-
-
 def _tokens(stack: AsyncExitStack) -> TokenVerifier:
     """An issuer is named by the operator, so it may live inside the network."""
     limits = FetchLimits(connect_s=3.0, total_s=10.0, max_bytes=512 * 1024, max_redirects=0)
@@ -350,6 +320,7 @@ def _known(desired: Desired, fleet: Fleet) -> Known:
         book=desired.quotas,
         prices=desired.prices,
         tenants=lambda: desired.people().tenants,
+        # Which model of a route a crash cut off is not written down; the likeliest one is billed.
         model_of=lambda name: fleet.directory().primary(name),
         is_current=lambda: desired.failure is None,
     )
@@ -405,7 +376,3 @@ def _bracketed(host: str) -> str:
 
 def _gateway_limits(settings: Settings) -> GatewayLimits:
     return GatewayLimits(**{name: getattr(settings, name) for name in GatewayLimits.__dataclass_fields__})
-
-
-def _pipeline_limits(settings: Settings) -> PipelineLimits:
-    return PipelineLimits(**{name: getattr(settings, name) for name in PipelineLimits.__dataclass_fields__})

@@ -49,7 +49,18 @@ ACCESS: Mapping[str, Rule] = {
     # --- inference; the admit ring enforces these, because models and limits are its business -----
     "POST /v1/chat/completions": Rule("inference:chat"),
     "POST /v1/completions": Rule("inference:completion"),
+    "POST /v1/messages": Rule("inference:chat"),
+    "POST /v1/messages/count_tokens": Rule("inference:token_count"),
+    "POST /v1/chat/completions/input_tokens": Rule("inference:token_count"),
     "POST /v1/embeddings": Rule("inference:embedding"),
+    "POST /v1/moderations": Rule("inference:moderation"),
+    "POST /v1/rerank": Rule("inference:rerank"),
+    "POST /v1/responses": Rule("inference:chat"),
+    "POST /v1/responses/input_tokens": Rule("inference:token_count"),
+    "GET /v1/responses/{response_id}": Rule("inference:chat"),
+    "POST /v1/responses/{response_id}/cancel": Rule("inference:chat"),
+    "GET /v1/responses/{response_id}/input_items": Rule("inference:chat"),
+    "DELETE /v1/responses/{response_id}": Rule("inference:chat"),
     "GET /v1/models": Rule("models:read"),
     "GET /v1/models/{model:path}": Rule("models:read"),
     # --- the platform -----------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from inferhub.core.errors import Draining, InferHubError, InternalError
 from inferhub.gateway.dialects.base import Dialect
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.payload import ClientGone, Receive
-from inferhub.gateway.problems import OPENAI, Form, Headers, error_headers, problem_of
+from inferhub.gateway.problems import OPENAI, Form, Headers, error_headers, problem_of, trail_headers
 from inferhub.gateway.ratelimit import ratelimit_headers
 from inferhub.modalities.base import Envelope
 
@@ -264,6 +264,7 @@ def _started_headers(started: Started) -> Headers:
         headers.append((b"x-inferhub-cache", started.cache.encode()))
     if started.ignored_params:
         headers.append((b"x-inferhub-ignored-params", _listed(started.ignored_params)))
+    headers += trail_headers(started.trail)
     headers += ratelimit_headers(started.readings)
     return headers
 

@@ -30,7 +30,7 @@ from inferhub.gateway.admin.usage import usage_router
 from inferhub.gateway.admin.workers import workers_router
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.dialects import dialects
-from inferhub.gateway.door import Door
+from inferhub.gateway.door import Answering, Door
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.health import health_router
 from inferhub.gateway.idempotency import Idempotency
@@ -38,6 +38,9 @@ from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.models import models_router
 from inferhub.gateway.openapi import add_docs
 from inferhub.gateway.problems import error_headers, form_at
+from inferhub.gateway.responses.endpoint import ResponsesEndpoint
+from inferhub.gateway.responses.kept import KeptResponses
+from inferhub.gateway.responses.routes import responses_router
 from inferhub.gateway.surface import InferenceEndpoint
 from inferhub.stores.cache.base import AnswerStore
 from inferhub.stores.counters.base import Counters
@@ -57,6 +60,7 @@ class GatewayParts:
     answers: AnswerStore
     counters: Counters
     usage: UsageStore
+    responses: KeptResponses
     readiness: Callable[[], Mapping[str, object]]
     check_url: Callable[[str], object]
     """Raises for an address that no webhook may have."""
@@ -68,9 +72,11 @@ class GatewayParts:
 def build_app(parts: GatewayParts) -> ASGIApp:
     """The whole HTTP surface as one ASGI application."""
     identity = parts.desired.identity
-    hot: dict[str, InferenceEndpoint] = {}
+    hot: dict[str, Answering] = {}
     for dialect in dialects().values():
-        endpoint = InferenceEndpoint(dialect, parts.pipeline, identity)
+        endpoint: Answering = InferenceEndpoint(dialect, parts.pipeline, identity)
+        if dialect.is_stateful:
+            endpoint = ResponsesEndpoint(dialect, parts.pipeline, identity, parts.responses)
         for address in (dialect.path, *dialect.aliases):
             # With and without the trailing slash, and for a base URL that forgot `/v1`.
             for path in (address, address.removeprefix("/v1")):
@@ -110,6 +116,7 @@ def cold_app(parts: GatewayParts) -> FastAPI:
     for router in (
         health_router(parts.readiness),
         models_router(parts.fleet.directory),
+        responses_router(parts.responses),
         spec_router(parts.desired),
         workers_router(parts.fleet.workers),
         tenants_router(desk, parts.check_url),
@@ -132,7 +139,7 @@ def cold_app(parts: GatewayParts) -> FastAPI:
 async def _answer_error(request: Request, error: Any) -> Response:
     headers = {name.decode(): value.decode("latin-1") for name, value in error_headers(error)}
     form = form_at(request.scope["path"])
-    body = form.body(error, request.scope["state"]["request_id"])
+    body = form.body(error, request.scope.get("state", {}).get("request_id", ""))
     return Response(body, form.status(error), headers, "application/json")
 
 

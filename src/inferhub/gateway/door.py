@@ -19,21 +19,21 @@ from inferhub.gateway.idempotency import Idempotency
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.payload import ClientGone, read_body
-from inferhub.gateway.problems import Headers, form_at
-from inferhub.gateway.surface import InferenceEndpoint
+from inferhub.gateway.problems import Form, Headers, form_at
 from inferhub.telemetry.metrics import Metrics
 
 _log = logging.getLogger(__name__)
 # Honoured only when it cannot forge a header or a log line.
 _REQUEST_ID = re.compile(rb"^[A-Za-z0-9_-]{8,128}$")
 
-_Answer = Callable[[Scope, dict[bytes, bytes], Exchange, str], Awaitable[None]]
+Answering = Callable[[Scope, dict[bytes, bytes], Exchange, str], Awaitable[None]]
+"""(scope, its headers, the way back, request id) → answered; raises `InferHubError` before it has begun."""
 
 
 class Door:
     def __init__(
         self,
-        hot: Mapping[str, InferenceEndpoint],
+        hot: Mapping[str, Answering],
         cold: ASGIApp,
         *,
         identity: Identity,
@@ -63,20 +63,21 @@ class Door:
         return await self._answer(endpoint, scope, dict(scope["headers"]), receive, send)
 
     async def _answer(
-        self, how: _Answer, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
+        self, how: Answering, scope: Scope, headers: dict[bytes, bytes], receive: Receive, send: Send
     ) -> None:
         """Whatever goes wrong in `how` is answered here, or has nobody left to be told."""
         begin = time.perf_counter()
         request_id = request_id_of(headers)
+        form = form_at(scope["path"])
         connection = scope["extensions"]["inferhub.connection"]
         exchange = Exchange(
             receive,
             send,
             self._limits,
-            lambda: _common(request_id, begin),
+            lambda: _common(request_id, begin, form),
             connection,
             request_id,
-            form_at(scope["path"]),
+            form,
         )
         try:
             try:
@@ -105,13 +106,14 @@ class Door:
         begin = time.perf_counter()
         request_id = request_id_of(dict(scope["headers"]))
         path = scope["path"]
+        form = form_at(path)
         if len(path) > 1 and path.endswith("/"):
             scope = {**scope, "path": path.rstrip("/") or "/"}
         scope["state"] = {**scope.get("state", {}), "request_id": request_id}
 
         async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *_common(request_id, begin)]
+                message["headers"] = [*message.get("headers", []), *_common(request_id, begin, form)]
             await send(message)
 
         await self._cold(scope, receive, send_with_headers)
@@ -122,9 +124,11 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
     return given.decode() if given is not None and _REQUEST_ID.match(given) else new_id("req")
 
 
-def _common(request_id: str, begin: float) -> Headers:
+def _common(request_id: str, begin: float, form: Form) -> Headers:
     elapsed_ms = round((time.perf_counter() - begin) * 1000)
+    named = [(form.request_id_header, request_id.encode())] if form.request_id_header else []
     return [
+        *named,
         (b"x-request-id", request_id.encode()),
         (b"openai-processing-ms", str(elapsed_ms).encode()),
         (b"openai-version", b"2020-10-01"),

@@ -32,11 +32,13 @@ LEASE_S = 60.0
 _KEY = re.compile(rb"^[\x21-\x7e]{1,255}$")
 # What belongs to one exchange, or to its moment, and not to the answer.
 _OWN_HEADER = re.compile(
-    rb"x-request-id|openai-|access-control-expose-headers|date$|connection$|x-ratelimit-|retry-after"
+    rb"x-request-id|request-id|openai-|access-control-expose-headers|date$|connection$|x-ratelimit-|retry-after"
 )
 _MAX_KEPT_BYTES = MAX_VALUE_BYTES // 2
 _NOT_KEPT = frozenset({400, 401, 403, 404, 405, 408, 409, 413, 415, 429, 499})
 """Nothing was executed, so nothing can be executed twice."""
+_FAILURES = (b'data: {"error":', b"event: error\n", b"event: response.failed\n")
+"""How streams say that they failed after their first byte, each dialect in its way."""
 
 
 class _Record(msgspec.Struct, frozen=True, array_like=True):
@@ -199,8 +201,8 @@ class _Recorder:
                 self._pieces.clear()
             if not message.get("more_body", False):
                 self.is_whole = True
-                # How a stream says that it failed after its first byte.
-                self._is_broken = piece.startswith(b'data: {"error":')
+                # The last event, which may have been written together with others.
+                self._is_broken = piece.rstrip(b"\n").rpartition(b"\n\n")[2].startswith(_FAILURES)
                 # Before its end leaves: a client that asks again at once must find it.
                 await self._on_whole(self)
         await self._send(message)

@@ -32,13 +32,7 @@ class Identity:
 
     async def principal(self, headers: dict[bytes, bytes]) -> Principal:
         """Raises `Unauthenticated`; the message never holds more than the last four characters."""
-        header = headers.get(b"authorization")
-        if header is None:
-            raise Unauthenticated("No API key. Send 'Authorization: Bearer ih_…'.")
-        scheme, _, token = header.partition(b" ")
-        if scheme.lower() != b"bearer" or not token.strip():
-            raise Unauthenticated("The Authorization header must be 'Bearer ' and an API key.")
-        presented = token.strip().decode("latin-1")
+        presented = _presented(headers)
         if presented.count(".") == 2 and not presented.startswith(PREFIX):
             return await self._tokens.principal(presented)
         key = self._keys.find(presented)
@@ -53,3 +47,19 @@ class Identity:
         """Key id → Unix seconds of its last use since the last time this was asked."""
         used, self._used_at = self._used_at, {}
         return used
+
+
+def _presented(headers: dict[bytes, bytes]) -> str:
+    """What the client shows: a bearer token, or the same in Anthropic's header. Raises `Unauthenticated`."""
+    header, named = headers.get(b"authorization"), headers.get(b"x-api-key", b"").strip()
+    if header is None:
+        if not named:
+            raise Unauthenticated("No API key. Send 'Authorization: Bearer ih_…' or 'x-api-key: ih_…'.")
+        return named.decode("latin-1")
+    scheme, _, token = header.partition(b" ")
+    token = token.strip()
+    if scheme.lower() != b"bearer" or not token:
+        raise Unauthenticated("The Authorization header must be 'Bearer ' and an API key.")
+    if named and named != token:
+        raise Unauthenticated("The headers Authorization and x-api-key hold different keys; send one.")
+    return token.decode("latin-1")

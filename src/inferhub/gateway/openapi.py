@@ -1,4 +1,4 @@
-"""The API document and its page: FastAPI's own for the cold routes, the modality records for the hot ones.
+"""The API document and its page: FastAPI's own for the cold routes, the dialect records for the hot ones.
 
 The page's scripts and styles are served from here, so it works offline.
 """
@@ -16,24 +16,17 @@ from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from inferhub import __version__
-from inferhub.core.errors import InferHubError
-from inferhub.modalities import modalities
-from inferhub.modalities.base import Modality
+from inferhub.core.errors import InferHubError, InternalError, LimitReached, RequestError, ServingError
+from inferhub.gateway.dialects import dialects
+from inferhub.gateway.dialects.base import Dialect
+from inferhub.gateway.problems import ANTHROPIC, OPENAI, Form, form_at
 
 _ASSETS = "/docs/assets"
+_GROUPS = {RequestError, LimitReached, ServingError}
+"""Of the error tree, what is a heading and never raised itself."""
 
-
-class ErrorDetail(msgspec.Struct):
-    message: str
-    type: str
-    param: str | None
-    code: str | None
-
-
-class ErrorBody(msgspec.Struct):
-    """Every error under `/v1`."""
-
-    error: ErrorDetail
+_Refs = Mapping[type[msgspec.Struct], Mapping[str, Any]]
+"""Each described type → the reference to its schema."""
 
 
 def add_docs(app: FastAPI) -> None:
@@ -62,10 +55,11 @@ def add_docs(app: FastAPI) -> None:
 
 def _document(app: FastAPI) -> Mapping[str, Any]:
     base = get_openapi(title="InferHub", version=__version__, routes=app.routes)
-    types = [t for m in modalities().values() for t in (m.request, m.response)]
-    _, components = msgspec.json.schema_components(
-        [*types, ErrorBody], ref_template="#/components/schemas/{name}"
-    )
+    types = list(dict.fromkeys(t for d in dialects().values() for t in (d.request, d.response)))
+    types += [OPENAI.envelope, ANTHROPIC.envelope]
+    # Types of one name get longer ones, so a reference is looked up and never put together.
+    found, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    refs = dict(zip(types, found, strict=True))
     schemas = base.setdefault("components", {}).setdefault("schemas", {})
     schemas.update(components)
     base["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
@@ -77,48 +71,47 @@ def _document(app: FastAPI) -> Mapping[str, Any]:
         operation["responses"].pop("422", None)
         if "health" in operation["tags"]:
             operation["security"] = []
-    hot = {modality.path: {"post": _operation(modality)} for modality in modalities().values()}
+    hot = {dialect.path: {"post": _operation(dialect, refs)} for dialect in dialects().values()}
     base["paths"] = {**hot, **base["paths"]}
     return base
 
 
-def _operation(modality: Modality) -> Mapping[str, Any]:
+def _operation(dialect: Dialect, refs: _Refs) -> Mapping[str, Any]:
+    form = form_at(dialect.path)
     answers: dict[str, Any] = {
         "200": {
             "description": "The answer",
-            "content": {"application/json": {"schema": _ref(modality.response)}},
+            "content": {"application/json": {"schema": refs[dialect.response]}},
         }
     }
-    if modality.writer is not None:
+    if dialect.writer is not None:
         answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
-    for status, classes in sorted(_error_classes().items()):
+    for status, errors in sorted(_errors(form).items()):
         answers[str(status)] = {
-            "description": "; ".join(classes),
-            "content": {"application/json": {"schema": _ref(ErrorBody)}},
+            "description": "; ".join(errors),
+            "content": {"application/json": {"schema": refs[form.envelope]}},
         }
-    example = {"model": "MODEL", **modality.example}
+    example = {"model": "MODEL", **dialect.example}
     return {
         "tags": ["inference"],
-        "summary": modality.summary,
-        "operationId": modality.name,
+        "summary": dialect.summary,
+        "operationId": dialect.name,
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": _ref(modality.request), "example": example}},
+            "content": {"application/json": {"schema": refs[dialect.request], "example": example}},
         },
         "responses": answers,
     }
 
 
-def _ref(struct: type[msgspec.Struct]) -> Mapping[str, str]:
-    return {"$ref": f"#/components/schemas/{struct.__name__}"}
-
-
-def _error_classes() -> Mapping[int, list[str]]:
+def _errors(form: Form) -> Mapping[int, list[str]]:
+    """What may go wrong with a call, by the status that clients of this form see."""
     found: dict[int, list[str]] = {}
-    pending: list[type[InferHubError]] = [InferHubError]
+    pending: list[type[InferHubError]] = [RequestError, ServingError, InternalError]
     while pending:
-        for child in pending.pop().__subclasses__():
-            pending.append(child)
-            if not child.__subclasses__():
-                found.setdefault(child.http, []).append(f"`{child.code}`: {child().message}")
+        kind = pending.pop(0)
+        pending += kind.__subclasses__()
+        if kind not in _GROUPS:
+            error = kind()
+            found.setdefault(form.status(error), []).append(f"`{kind.code}`: {error.message}")
     return found

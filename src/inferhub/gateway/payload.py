@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import msgspec
 
-from inferhub.core.errors import Invalid, TooLarge, UnsupportedMedia
+from inferhub.core.errors import Invalid, TooLarge, Unsupported, UnsupportedMedia
 from inferhub.gateway.limits import GatewayLimits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -84,6 +84,10 @@ def read_object(body: bytes, max_depth: int) -> dict[str, Any]:
 def parse_request(shape: Shape, body: bytes, max_depth: int) -> tuple[Any, tuple[str, ...]]:
     """(request struct, unknown top-level names). Raises `Invalid` and nothing else."""
     tree = read_object(body, max_depth)
+    known = shape.request.__struct_encode_fields__
+    unknown = tuple(name for name in tree if name not in known)
+    if unknown:
+        _check_unknown(unknown, known)
     try:
         request = msgspec.json.decode(body, type=shape.request)
     except msgspec.ValidationError as error:
@@ -91,8 +95,40 @@ def parse_request(shape: Shape, body: bytes, max_depth: int) -> tuple[Any, tuple
     except msgspec.DecodeError as error:
         raise Invalid(f"The body is not valid JSON: {error}.", code="invalid_json") from error
     shape.check(request)
-    known = shape.request.__struct_encode_fields__
-    return request, tuple(name for name in tree if name not in known)
+    return request, unknown
+
+
+_OPERATORS = frozenset({
+    "api_base", "api_key", "api_type", "api_version", "base_url", "client_id", "client_secret",
+    "custom_llm_provider", "default_headers", "default_query", "extra_body", "extra_headers", "extra_query",
+    "headers", "http_client", "litellm_credential_name", "litellm_params", "organization", "password",
+    "proxies", "proxy", "ssl_verify", "tenant_id", "username",
+    # Other models than the one that was asked for, allowed and reserved for; and tools that cost by the use.
+    "fallbacks", "model_list", "models", "plugins", "preset", "route",
+})  # fmt: skip
+_OPERATORS_PREFIXES = ("aws_", "azure_", "gcp_", "vertex_", "watsonx_")
+_OTHER_LIMITS = frozenset({"max_length", "max_new_tokens", "max_output_tokens", "n_predict", "num_predict"})
+"""Of the answer's length, under names that some servers obey more than the dialect's own."""
+
+
+def _check_unknown(names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """Raises `Unsupported`. Unknown parameters are passed on to remote models, and an upstream that is itself
+    a gateway would obey these: it would send its keys to an address that the client chose, ask a model that
+    the caller may not call, or answer longer than the caller's limits have room for."""
+    for name in names:
+        folded = name.casefold()
+        if folded in _OPERATORS or folded.startswith(_OPERATORS_PREFIXES):
+            raise Unsupported(
+                f"'{name[:64]}' is not taken from a request: where models are and how they are asked is set "
+                "by the operator.",
+                param=name[:64],
+            )
+        # Some servers read names whatever their case, and would take this one for the other.
+        meant = folded if folded in known else None
+        if folded in _OTHER_LIMITS:
+            meant = next((limit for limit in known if limit.startswith("max_")), None)
+        if meant is not None:
+            raise Unsupported(f"'{name[:64]}' is no parameter here; use '{meant}'.", param=name[:64])
 
 
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)

@@ -20,6 +20,7 @@ from inferhub.gateway.answer import Exchange, Wanted, answer
 from inferhub.gateway.dialects.base import Dialect
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.payload import parse_request, read_body
+from inferhub.gateway.places import placing
 from inferhub.modalities.base import Envelope, wants_stream
 
 _TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
@@ -39,16 +40,11 @@ class InferenceEndpoint:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
         principal = await self._identity.principal(headers)
-        body = await read_body(headers, exchange.receive, exchange.limits)
-        request, unknown = parse_request(self._dialect, body, exchange.limits.max_json_depth)
-        is_stream = wants_stream(request)
-        if is_stream and scope.get("http_version") == "1.0":
-            raise Invalid("Streaming needs HTTP/1.1 or newer; this request came as HTTP/1.0.", param="stream")
-        asked = Asked(self._dialect, request, body, unknown)
+        asked = await read_asked(self._dialect, scope, headers, exchange)
         call = make_call(asked, principal, headers, exchange)
-        await answer(
-            call, Wanted(self._dialect, request, envelope_for(self._dialect, call)), self._handler, exchange
-        )
+        seen_as = envelope_for(self._dialect, call)
+        handler = placing(self._handler, self._dialect, asked.body)
+        await answer(call, Wanted(self._dialect, asked.request, seen_as), handler, exchange)
 
 
 class Asked(NamedTuple):
@@ -60,13 +56,24 @@ class Asked(NamedTuple):
     unknown: tuple[str, ...]
 
 
+async def read_asked(
+    dialect: Dialect, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange
+) -> Asked:
+    """What the client asks for. Raises `RequestError`."""
+    body = await read_body(headers, exchange.receive, exchange.limits)
+    request, unknown = parse_request(dialect, body, exchange.limits.max_json_depth)
+    if wants_stream(request) and scope.get("http_version") == "1.0":
+        raise Invalid("Streaming needs HTTP/1.1 or newer; this request came as HTTP/1.0.", param="stream")
+    return Asked(dialect, request, body, unknown)
+
+
 def make_call(asked: Asked, principal: Principal, headers: Mapping[bytes, bytes], exchange: Exchange) -> Call:
     """The call that a request becomes. Raises `Invalid` or `Unsupported`."""
     dialect, request, body, unknown = asked
     native: Native | None = None
     if dialect.translate is not None:
         translated = dialect.translate(request, body)
-        native = Native(dialect.name, body)
+        native = Native(dialect.name, body, translated.needs)
         request, body = translated.request, translated.body
         unknown += translated.ignored
     return Call(

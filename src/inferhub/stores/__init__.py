@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from inferhub.stores.catalog.base import Catalog
     from inferhub.stores.counters.base import Counters
     from inferhub.stores.events.base import EventStream
+    from inferhub.stores.responses.base import ResponseStore
     from inferhub.stores.usage.base import UsageStore
 
 # Imported on use: the database toolkit takes half a second that `inferhub --help` does not have.
@@ -122,6 +123,24 @@ async def open_answers(
         return TieredAnswers(memory, None)
     shared = await module.open_shared(url)
     return TieredAnswers(memory, SealedAnswers(shared, pepper), on_change=on_change)
+
+
+_RESPONSES = {
+    "postgresql": "inferhub.stores.responses.postgres",
+    "sqlite": "inferhub.stores.responses.sqlite",
+}
+
+
+async def open_responses(url: str, *, pepper: bytes, max_bytes: int) -> ResponseStore:
+    """Open the stored responses behind `url`, sealed under a secret made of `pepper`; close with
+    `await store.close()`.
+
+    Raises `SetupError` with the remedy; its `wire_code` is `store_unreachable` where only the server is away.
+    """
+    from inferhub.stores.responses.sealed import SealedResponses
+
+    module = _module(url, _RESPONSES, "responses_url")
+    return SealedResponses(await module.open_responses(url, max_bytes=max_bytes), pepper)
 
 
 def _module(url: str, known: Mapping[str, str], setting: str) -> Any:

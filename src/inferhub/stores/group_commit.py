@@ -1,6 +1,6 @@
 """One thread with one SQLite connection: whatever was asked meanwhile becomes its next transaction.
 
-Used by the SQLite answers of `counters` and `cache`; knows nothing of either.
+Used by the SQLite answers of `counters`, `cache` and `responses`; knows nothing of any.
 """
 
 from __future__ import annotations
@@ -35,6 +35,27 @@ class Session(Protocol):
 
     def explain(self, error: Exception) -> InferHubError:
         """What callers are told of an error in here."""
+
+
+class FileSession:
+    """The plain half of a `Session`: one connection, and transactions that are for writing."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+
+    def begin(self) -> None:
+        # At once for writing: a read that becomes a write later would fail instead of waiting its turn.
+        self._connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        self._connection.execute("COMMIT")
+
+    def rollback(self) -> None:
+        if self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+
+    def close(self) -> None:
+        self._connection.close()
 
 
 class _Job(Generic[S]):

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 from inferhub.core.errors import SetupError, StoreFailed
 from inferhub.core.usage import UsageEvent
 from inferhub.stores.events.base import Event, EventStream
+from inferhub.stores.responses.base import ResponseStore, Stored
 from inferhub.stores.usage.base import Dimension, Interval, Page, Step, UsageFilter, UsageStore
 
 _log = logging.getLogger(__name__)
@@ -92,6 +93,28 @@ class LateEvents(_Late[EventStream]):
 
     async def publish(self, events: Sequence[Event]) -> None:
         await (await self._get()).publish(events)
+
+    async def ping(self) -> None:
+        await (await self._get()).ping()
+
+
+class LateResponses(_Late[ResponseStore]):
+    """A `ResponseStore`."""
+
+    async def put(self, owner: str, stored: Stored, ttl_s: float) -> None:
+        await (await self._get()).put(owner, stored, ttl_s)
+
+    async def chain(
+        self, owner: str, response_id: str, *, max_depth: int, max_bytes: int
+    ) -> tuple[Stored, ...]:
+        store = await self._get()
+        return await store.chain(owner, response_id, max_depth=max_depth, max_bytes=max_bytes)
+
+    async def holding(self, owner: str, item_ids: Collection[str]) -> Mapping[str, Stored]:
+        return await (await self._get()).holding(owner, item_ids)
+
+    async def delete(self, owner: str, response_id: str) -> bool:
+        return await (await self._get()).delete(owner, response_id)
 
     async def ping(self) -> None:
         await (await self._get()).ping()

@@ -6,7 +6,7 @@ Read by `surface` (translate), `answer` (fold, writer) and `openapi`. Holds no s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -24,6 +24,9 @@ class Translated:
     """JSON of `request`, with whatever else of the original means the same there."""
     ignored: tuple[str, ...] = ()
     """Top-level parameters of the original that have no counterpart and that can be left out."""
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Feature needed → the parameter that asks for it, beyond what `request` shows: what only a backend that
+    speaks this dialect itself can do. Every other one refuses the call as `unsupported_parameter`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,9 +55,13 @@ class Dialect:
     """A request that works on the reference backend, without `model`."""
     aliases: tuple[str, ...] = ()
     """Further addresses that mean the same."""
+    is_dotted: bool = False
+    """Whether its clients know a place as `messages.0.content`, not as `messages[0].content`."""
+    is_stateful: bool = False
+    """Whether a request may refer to earlier answers, which `gateway/responses` keeps."""
 
 
-_ID_PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-"}
+_ID_PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "moderation": "modr-"}
 
 
 def own_dialect(modality: Modality) -> Dialect:
@@ -72,4 +79,5 @@ def own_dialect(modality: Modality) -> Dialect:
         writer=modality.writer,
         id_prefix=_ID_PREFIXES.get(modality.name, f"{modality.name}-"),
         example=modality.example,
+        aliases=modality.aliases,
     )

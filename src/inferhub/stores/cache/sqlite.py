@@ -14,8 +14,9 @@ from pathlib import Path
 
 from inferhub.core.errors import SetupError, StoreFailed
 from inferhub.stores.cache.base import MAX_VALUE_BYTES
-from inferhub.stores.cache.sqlite_file import file_of, inode_of, is_corrupt, open_file, replace_file
-from inferhub.stores.group_commit import GroupCommit
+from inferhub.stores.cache.sqlite_file import KIND, inode_of, is_corrupt, open_file, replace_file
+from inferhub.stores.group_commit import FileSession, GroupCommit
+from inferhub.stores.sqlite_wal import file_of, used_bytes
 
 TIMEOUT_S = 2.0
 MAX_FILE_BYTES = 512 * 1024**2
@@ -39,7 +40,7 @@ async def open_shared(
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> SqliteAnswers:
     """Open `sqlite:///PATH`, made where needed. Raises `SetupError` with the remedy."""
-    path = file_of(url)
+    path = file_of(url, KIND.setting)
     session = await asyncio.to_thread(AnswersFile, path, clock, timeout_s, max_file_bytes)
     return SqliteAnswers(GroupCommit(session, f"answers {path}", timeout_s))
 
@@ -80,15 +81,16 @@ class SqliteAnswers:
         await self._commits.close()
 
 
-class AnswersFile:
+class AnswersFile(FileSession):
     """The open file, in the thread. Opened anew when it is damaged, or another one is at its path."""
 
     def __init__(self, path: Path, clock: Callable[[], float], timeout_s: float, max_file_bytes: int) -> None:
+        connection, self._inode = open_file(path, timeout_s)
+        super().__init__(connection)
         self._path = path
         self._clock = clock
         self._timeout_s = timeout_s
         self._max_file_bytes = max_file_bytes
-        self._connection, self._inode = open_file(path, timeout_s)
 
     # --- questions ---
 
@@ -103,7 +105,7 @@ class AnswersFile:
         self._connection.execute(_PURGE, (now_ms, _PURGED_AT_ONCE))
         fitting = [(key, value, due_ms) for key, value in entries if len(value) <= MAX_VALUE_BYTES]
         self._connection.executemany(_PUT, fitting)
-        while self._used_bytes() > self._max_file_bytes:
+        while used_bytes(self._connection) > self._max_file_bytes:
             if self._connection.execute(_EVICT, (_PURGED_AT_ONCE,)).rowcount <= 0:
                 break
 
@@ -119,13 +121,6 @@ class AnswersFile:
     def discard(self, key: bytes, value: bytes) -> None:
         self._connection.execute("DELETE FROM answers WHERE key = ? AND value = ?", (key, value))
 
-    def _used_bytes(self) -> int:
-        pages, free, size = (
-            self._connection.execute(f"PRAGMA {name}").fetchone()[0]
-            for name in ("page_count", "freelist_count", "page_size")
-        )
-        return int((pages - free) * size)
-
     def _now_ms(self) -> int:
         return int(self._clock() * 1000)
 
@@ -134,18 +129,7 @@ class AnswersFile:
     def begin(self) -> None:
         if inode_of(self._path) != self._inode:
             self._reopen()
-        # At once for writing: a read that becomes a write later would fail instead of waiting its turn.
-        self._connection.execute("BEGIN IMMEDIATE")
-
-    def commit(self) -> None:
-        self._connection.execute("COMMIT")
-
-    def rollback(self) -> None:
-        if self._connection.in_transaction:
-            self._connection.execute("ROLLBACK")
-
-    def close(self) -> None:
-        self._connection.close()
+        super().begin()
 
     def explain(self, error: Exception) -> StoreFailed:
         if isinstance(error, SetupError):

@@ -6,7 +6,6 @@ Called by `sqlite`, in its thread. Several processes may find the damage at once
 from __future__ import annotations
 
 import logging
-import os
 import sqlite3
 from contextlib import suppress
 from pathlib import Path
@@ -14,13 +13,11 @@ from pathlib import Path
 from filelock import FileLock
 
 from inferhub.core.errors import SetupError
-from inferhub.stores.sqlite_wal import primary_code, switch_to_wal
+from inferhub.stores.sqlite_wal import Kind, make_private, marked, primary_code, switch_to_wal
 
 _log = logging.getLogger(__name__)
 
-SCHEMA = 1
-_APPLICATION_ID = 0x1F4B_CACE
-"""Says that a file is one of these, so that nobody's other database is written into, or moved away."""
+KIND = Kind("cache_url", "answers", 0x1F4B_CACE, schema=1)
 _WAL_WAIT_S = 10.0
 _LOCK_WAIT_S = 10.0
 
@@ -32,16 +29,6 @@ _TABLES = (
 _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
-def file_of(url: str) -> Path:
-    """The path in `sqlite:///PATH`, taken literally."""
-    path = url.removeprefix("sqlite:///")
-    if path in (url, "", ":memory:"):
-        raise SetupError(
-            f"cache_url {url[:80]!r} names no file; write sqlite:///ABSOLUTE/PATH.", param="cache_url"
-        )
-    return Path(path).expanduser().absolute()
-
-
 def is_corrupt(error: sqlite3.Error) -> bool:
     return primary_code(error) in _CORRUPT
 
@@ -49,7 +36,6 @@ def is_corrupt(error: sqlite3.Error) -> bool:
 def open_file(path: Path, timeout_s: float) -> tuple[sqlite3.Connection, int]:
     """A connection and the file's inode. A damaged file is moved aside. Raises `SetupError`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         inode = inode_of(path)
         try:
             return _connect(path, timeout_s)
@@ -90,40 +76,20 @@ def replace_file(path: Path, inode: int, finding: object) -> None:
 
 
 def _connect(path: Path, timeout_s: float) -> tuple[sqlite3.Connection, int]:
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    make_private(path)
     inode = inode_of(path)
     # Handed to one other thread after this.
     connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     try:
         switch_to_wal(connection, _WAL_WAIT_S)
         connection.execute("PRAGMA synchronous=NORMAL")
-        _prepare(connection, path)
+        with marked(connection, path, KIND) as found:
+            if found != KIND.schema:
+                # Another version's cache is worth nothing to this one, and nothing to keep.
+                connection.execute("DROP TABLE IF EXISTS answers")
+            for statement in _TABLES:
+                connection.execute(statement)
     except BaseException:
         connection.close()
         raise
     return connection, inode
-
-
-def _prepare(connection: sqlite3.Connection, path: Path) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        has_tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0
-        owner = connection.execute("PRAGMA application_id").fetchone()[0]
-        schema = connection.execute("PRAGMA user_version").fetchone()[0]
-        if has_tables and owner != _APPLICATION_ID:
-            raise SetupError(
-                f"{path} is another database, not InferHub's answers. Choose another cache_url.",
-                param="cache_url",
-            )
-        if has_tables and schema != SCHEMA:
-            # Another version's cache is worth nothing to this one, and nothing to keep.
-            connection.execute("DROP TABLE IF EXISTS answers")
-        for statement in _TABLES:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={SCHEMA}")
-    except BaseException:
-        with suppress(sqlite3.Error):
-            connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")

@@ -6,7 +6,6 @@ Several processes may open one file at once, also for the first time.
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable
 from functools import partial
@@ -22,7 +21,7 @@ from inferhub.core.errors import CatalogCorrupt, InferHubError, SetupError, Stor
 from inferhub.stores.catalog import migrations
 from inferhub.stores.catalog.sql import SqlCatalog
 from inferhub.stores.catalog.sql.session import Database
-from inferhub.stores.sqlite_wal import LOCKED, primary_code, switch_to_wal
+from inferhub.stores.sqlite_wal import LOCKED, file_of, make_private, primary_code, switch_to_wal
 
 BUSY_TIMEOUT_S = 10.0
 READERS = 2
@@ -34,7 +33,7 @@ _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 async def open_catalog(url: str) -> SqlCatalog:
     """Open `sqlite:///PATH`, made and migrated where needed. Raises `SetupError` with the remedy."""
-    path = _path(url)
+    path = file_of(url, "catalog_url")
     await asyncio.to_thread(_prepare, path)
     translate = partial(_translate, path)
     writer = _engine(path, connections=1, setup=("PRAGMA synchronous=NORMAL",))
@@ -56,20 +55,10 @@ async def open_catalog(url: str) -> SqlCatalog:
     return SqlCatalog(Database(writer, reader, translate))
 
 
-def _path(url: str) -> Path:
-    path = url.removeprefix("sqlite:///")
-    if path in (url, "", ":memory:"):
-        raise SetupError(
-            f"catalog_url {url[:80]!r} names no file; write sqlite:///ABSOLUTE/PATH.", param="catalog_url"
-        )
-    return Path(path).expanduser().absolute()
-
-
 def _prepare(path: Path) -> None:
     """Make the file, readable by its owner only, check it, and switch it to WAL."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_private(path)
     except OSError as error:
         raise SetupError(
             f"The catalog {path} cannot be opened for writing: {error.strerror}. "

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from inferhub.core.errors import SetupError
 from inferhub.core.quota import Claim, Meter, Reading, Refusal, Reservation
-from inferhub.stores.counters.sqlite_file import connect, file_of
+from inferhub.stores.counters.sqlite_file import KIND, connect
 from inferhub.stores.counters.sqlite_rows import SqliteSession
 from inferhub.stores.counters.window import Clock, system_clock
 from inferhub.stores.group_commit import GroupCommit
+from inferhub.stores.sqlite_wal import file_of
 
 TIMEOUT_S = 2.0
 
@@ -25,7 +26,7 @@ async def open_counters(
     url: str, *, clock: Clock = system_clock, timeout_s: float = TIMEOUT_S
 ) -> SqliteCounters:
     """Open `sqlite:///PATH`, made where needed. Raises `SetupError` with the remedy."""
-    path = file_of(url)
+    path = file_of(url, KIND.setting)
     session = await asyncio.to_thread(_open, path, clock, timeout_s)
     return SqliteCounters(GroupCommit(session, f"counters {path}", timeout_s))
 

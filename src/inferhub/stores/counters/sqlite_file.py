@@ -5,16 +5,21 @@ Called by `sqlite` and its rows. Counters are money: a damaged file is refused, 
 
 from __future__ import annotations
 
-import os
 import sqlite3
 from pathlib import Path
 
 from inferhub.core.errors import SetupError, StoreFailed
-from inferhub.stores.sqlite_wal import LOCKED, primary_code, switch_to_wal
+from inferhub.stores.sqlite_wal import (
+    LOCKED,
+    Kind,
+    make_private,
+    marked,
+    primary_code,
+    refuse_newer,
+    switch_to_wal,
+)
 
-SCHEMA = 1
-_APPLICATION_ID = 0x1F4B_C0DE
-"""Says that a file is one of these, so that nobody's other database is written into."""
+KIND = Kind("counters_url", "counters", 0x1F4B_C0DE, schema=1)
 _WAL_WAIT_S = 10.0
 
 _TABLES = """
@@ -29,21 +34,10 @@ _CORRUPT = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _FULL = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR}
 
 
-def file_of(url: str) -> Path:
-    """The path in `sqlite:///PATH`, taken literally."""
-    path = url.removeprefix("sqlite:///")
-    if path in (url, "", ":memory:"):
-        raise SetupError(
-            f"counters_url {url[:80]!r} names no file; write sqlite:///ABSOLUTE/PATH.", param="counters_url"
-        )
-    return Path(path).expanduser().absolute()
-
-
 def connect(path: Path, timeout_s: float) -> sqlite3.Connection:
     """A connection that may be handed to one other thread. Raises `SetupError` with the remedy."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_private(path)
         connection = sqlite3.connect(path, timeout=timeout_s, isolation_level=None, check_same_thread=False)
     except (OSError, sqlite3.Error) as error:
         raise _unwritable(path, error) from error
@@ -81,30 +75,10 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
     finding = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if finding != "ok":
         raise _damaged(path, finding)
-    connection.execute("BEGIN IMMEDIATE")
-    try:
-        has_tables = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0] > 0
-        owner = connection.execute("PRAGMA application_id").fetchone()[0]
-        schema = connection.execute("PRAGMA user_version").fetchone()[0]
-        if has_tables and owner != _APPLICATION_ID:
-            raise SetupError(
-                f"{path} is another database, not InferHub's counters. Choose another counters_url.",
-                param="counters_url",
-            )
-        if schema > SCHEMA:
-            raise SetupError(
-                f"The counters {path} were made by a newer InferHub (schema {schema}, this one knows "
-                f"{SCHEMA}). Upgrade InferHub, or choose another counters_url.",
-                param="counters_url",
-            )
+    with marked(connection, path, KIND) as found:
+        refuse_newer(found, path, KIND)
         for statement in _TABLES.split(";"):
             connection.execute(statement)
-        connection.execute(f"PRAGMA application_id={_APPLICATION_ID}")
-        connection.execute(f"PRAGMA user_version={SCHEMA}")
-    except BaseException:
-        connection.execute("ROLLBACK")
-        raise
-    connection.execute("COMMIT")
 
 
 def _damaged(path: Path, finding: object) -> SetupError:

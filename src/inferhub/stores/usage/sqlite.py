@@ -6,7 +6,6 @@ Several processes may open and write one file at once. The event loop never wait
 from __future__ import annotations
 
 import asyncio
-import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 
 from inferhub.core.errors import SetupError, StoreFailed
 from inferhub.core.usage import UsageEvent
-from inferhub.stores.sqlite_wal import switch_to_wal
+from inferhub.stores.sqlite_wal import file_of, make_private, switch_to_wal
 from inferhub.stores.usage import questions, schema
 from inferhub.stores.usage.base import Dimension, Interval, Page, Step, UsageFilter
 from inferhub.stores.usage.rows import COLUMNS, COST, from_nano_and_atto, from_row, to_nano_and_atto, to_row
@@ -60,7 +59,7 @@ T = TypeVar("T")
 
 async def open_usage(url: str) -> SqliteUsage:
     """Open `sqlite:///PATH`, made and migrated where needed. Raises `SetupError` with the remedy."""
-    path = _path(url)
+    path = file_of(url, "usage_url")
     writer = await asyncio.to_thread(_prepare, path)
     reader = await asyncio.to_thread(_connect, path)
     return SqliteUsage(_Session(path, writer), _Session(path, reader))
@@ -248,18 +247,10 @@ def _ranking(keys: Sequence[str], measure: str, terms: str) -> str:
 # --- opening ---------------------------------------------------------------------------------------
 
 
-def _path(url: str) -> Path:
-    path = url.removeprefix("sqlite:///")
-    if path in (url, "", ":memory:"):
-        raise SetupError("usage_url names no file; write sqlite:///ABSOLUTE/PATH.", param="usage_url")
-    return Path(path).expanduser().absolute()
-
-
 def _prepare(path: Path) -> sqlite3.Connection:
     """The writer's connection to a file that exists, is its owner's only, and has today's schema."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        make_private(path)
     except OSError as error:
         raise _unusable(path, error.strerror or type(error).__name__) from error
     connection = _connect(path)

@@ -1,0 +1,93 @@
+"""Puts the way of a call together, from the settings: its rings, who is asked, and what they remember.
+
+Called by assembly. Knows every ring's ports and no transport.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+
+from inferhub.accounting import Accounting
+from inferhub.core.call import Handler
+from inferhub.core.prices import cost_nano_usd
+from inferhub.core.usage import Usage
+from inferhub.egress import Fetcher, FetchLimits
+from inferhub.gateway.desired import Desired
+from inferhub.gateway.fleet import Fleet
+from inferhub.modalities import modalities
+from inferhub.pipeline import PipelineLimits, attempt_ring, build_pipeline
+from inferhub.pipeline.attempt import Attempt
+from inferhub.pipeline.cache import Cache, Semantic
+from inferhub.pipeline.dispatch import Dispatch
+from inferhub.pipeline.media import Media, MediaLimits
+from inferhub.pipeline.meter import Meter
+from inferhub.pipeline.onion import build
+from inferhub.routing import BreakerLimits, Router, RouterLimits
+from inferhub.settings import Settings
+from inferhub.telemetry.metrics import Metrics
+
+
+def open_calls(
+    stack: AsyncExitStack,
+    settings: Settings,
+    fleet: Fleet,
+    desired: Desired,
+    *,
+    accounting: Accounting,
+    metrics: Metrics,
+) -> Handler:
+    """The pipeline; what it opens is closed by `stack`."""
+    limiter = accounting.limiter
+    limits = _pipeline_limits(settings)
+    router = _router(settings, desired)
+
+    def cost(model: str, modality: str, estimate: Usage) -> int:
+        """What a call may cost, before it is known who answers it: as much as the dearest model that may."""
+        return max(router.cost(name, modality, estimate) for name in fleet.directory().models_of(model))
+
+    return build_pipeline(
+        fleet.directory,
+        metrics,
+        limits,
+        router=router,
+        limiter=limiter,
+        meter=Meter(accounting.ledger, desired.prices, limiter.settle),
+        cache=_cache(settings, fleet, accounting, attempt_ring(router, fleet.directory, metrics, limits)),
+        media=_media(stack, settings),
+        cost=cost,
+    )
+
+
+def _router(settings: Settings, desired: Desired) -> Router:
+    def cost(model: str, modality: str, usage: Usage) -> int:
+        price = None if modalities()[modality].is_free else desired.prices().at(model, time.time())
+        return cost_nano_usd(price, usage) if price else 0
+
+    breaker = BreakerLimits(
+        failures_in_row=settings.breaker_failures,
+        open_s=settings.breaker_open_s,
+        max_open_s=max(settings.breaker_open_s, settings.breaker_max_open_s),
+    )
+    return Router(RouterLimits(breaker, retry_share=settings.retry_budget_ratio), cost=cost)
+
+
+def _cache(settings: Settings, fleet: Fleet, accounting: Accounting, attempt: Attempt) -> Cache:
+    semantic = None
+    if settings.semantic_cache_model is not None:
+        # The vectors of questions are InferHub's own business, so nobody's limits and bills know of them.
+        embed = build([attempt], Dispatch(fleet.directory))
+        semantic = Semantic(embed, settings.semantic_cache_model, threshold=settings.semantic_cache_threshold)
+    return Cache(accounting.answers, fleet.directory, ttl_s=settings.cache_ttl_s, semantic=semantic)
+
+
+def _media(stack: AsyncExitStack, settings: Settings) -> Media:
+    # Quicker than any patience with the endpoint that waits for it.
+    limits = FetchLimits(total_s=15.0, max_bytes=MediaLimits().file_bytes)
+    fetcher = Fetcher(allow=settings.egress_allow, limits=limits)
+    stack.push_async_callback(fetcher.close)
+    return Media(fetcher.get, allow=settings.egress_allow)
+
+
+def _pipeline_limits(settings: Settings) -> PipelineLimits:
+    return PipelineLimits(**{name: getattr(settings, name) for name in PipelineLimits.__dataclass_fields__})
