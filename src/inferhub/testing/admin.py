@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, TypeVar
@@ -103,6 +103,18 @@ class Admin:
 def ended(count: int) -> Callable[[Sequence[Any]], bool]:
     """For `Admin.events`: so many calls are in the ledger."""
     return lambda events: len(events) >= count
+
+
+def billed(event: Mapping[str, Any]) -> int:
+    """What a row of the ledger counts of an answer."""
+    return int(event["output_tokens"] + event["reasoning_tokens"])
+
+
+def check_classes(event: Mapping[str, Any]) -> None:
+    """The four classes of a row are disjoint: they add up."""
+    names = ("input_tokens", "cached_tokens", "output_tokens", "reasoning_tokens")
+    assert min(event[name] for name in names) >= 0, event
+    assert event["total_tokens"] == sum(event[name] for name in names), event
 
 
 def _query(**values: str) -> str:

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from msgspec.structs import replace as replace_fields
+
 from inferhub.backends.base import Backend
 from inferhub.backends.echo import Echo
 from inferhub.core.call import Call, Delta, Finished
@@ -16,6 +18,9 @@ from inferhub.core.usage import Usage
 from inferhub.modalities.chat import ChatDelta, FunctionDelta, TokenLogprob, ToolCallDelta
 from inferhub.modalities.completion import CompletionDelta
 from inferhub.modalities.embedding import EmbeddingDelta
+from inferhub.modalities.moderation import ModerationDelta
+from inferhub.modalities.rerank import RerankDelta
+from inferhub.modalities.token_count import TokenCount
 
 Items = list[Delta | Finished]
 
@@ -69,6 +74,8 @@ def _deaf(call: Call, fault: str) -> Call:
         "ignores_dimensions": {"dimensions": None},
     }
     changes: dict[str, Any] = dict(overlooked.get(fault, {}))
+    if fault == "ignores_resume":
+        call = replace(call, resume="")
     if fault == "ignores_second_prompt":
         changes = {"prompt": "the sea"}
     if fault == "ignores_max_tokens" and call.modality == "completion":
@@ -156,6 +163,21 @@ def _reversed(items: Items, _: int) -> Items:
     ]
 
 
+def _beyond_one(payload: Any) -> Any:
+    if isinstance(payload, ModerationDelta):
+        scores = {name: score + 1 for name, score in payload.category_scores.items()}
+        return replace_fields(payload, category_scores=scores)
+    return RerankDelta(payload.index, payload.relevance_score + 1)
+
+
+def _opposite(payload: Any) -> Any:
+    return RerankDelta(payload.index, 1 - payload.relevance_score)
+
+
+def _one_more(payload: Any) -> Any:
+    return TokenCount(payload.input_tokens + 1) if isinstance(payload, TokenCount) else payload
+
+
 def _is_chat(items: Items) -> bool:
     return isinstance(items[0], Delta) and isinstance(items[0].payload, ChatDelta)
 
@@ -193,5 +215,11 @@ FAULTS: dict[str, Callable[[Items, int], Sequence[Delta | Finished]]] = {
     "wrong_order": _reversed,
     "ignores_dimensions": _untouched,
     "ignores_token_inputs": _untouched,
+    "ignores_resume": _untouched,
+    "missing_result": lambda items, _: items[1:],
+    "wrong_scores": _payloads(_beyond_one),
+    "reversed_scores": _payloads(_opposite),
+    "wrong_count": _payloads(_one_more),
+    "billed_count": lambda items, _: [*items[:-1], Finished(Usage(4))],
 }
 """Fault → what it does to the items of a correct answer (the rest happens in `_deaf` and `run`)."""

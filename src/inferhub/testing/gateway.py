@@ -14,9 +14,10 @@ from inferhub.gateway.app import GatewayParts
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.limits import GatewayLimits
+from inferhub.gateway.responses.kept import KeptResponses
 from inferhub.gateway.tokens import TokenVerifier
 from inferhub.settings.spec import load_spec
-from inferhub.stores import open_answers, open_catalog, open_counters, open_usage
+from inferhub.stores import open_answers, open_catalog, open_counters, open_responses, open_usage
 from inferhub.telemetry.metrics import Metrics
 
 PEPPER = b"pepper of a test"
@@ -34,6 +35,8 @@ async def gateway_parts(folder: Path) -> AsyncIterator[GatewayParts]:
         stack.push_async_callback(answers.close)
         counters = await open_counters("memory://")
         stack.push_async_callback(counters.close)
+        responses = await open_responses(f"sqlite:///{folder}/responses.db", pepper=PEPPER, max_bytes=2**24)
+        stack.push_async_callback(responses.close)
         fleet = Fleet(engines={}, providers={}, is_remote=lambda _: False, refresh_s=1, drain_grace_s=0)
         desired = Desired(
             catalog,
@@ -51,6 +54,7 @@ async def gateway_parts(folder: Path) -> AsyncIterator[GatewayParts]:
             answers=answers,
             counters=counters,
             usage=usage,
+            responses=KeptResponses(responses, ttl_s=60, max_history_bytes=2**20),
             readiness=fleet.readiness,
             check_url=check_url,
             metrics=Metrics(),

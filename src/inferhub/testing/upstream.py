@@ -1,8 +1,8 @@
-"""The scripted upstream: an OpenAI-shaped server, in its own process, that misbehaves on request.
+"""The scripted upstream: a process that speaks vendors' dialects and misbehaves on request.
 
 `python -m inferhub.testing.upstream --port 0` prints `{"url": …}` as its first line; tests start it with
 `testing.upstream_process.Upstream`. It logs on `time.monotonic()`, which processes of one machine share.
-It speaks to the socket itself, because its faults are wire-level. Never for production.
+Scripts are read by `upstream_script` and played by `upstream_player`. Never for production.
 """
 
 from __future__ import annotations
@@ -10,91 +10,84 @@ from __future__ import annotations
 import argparse
 import asyncio
 import signal
-import socket
-import struct
 import sys
-import zlib
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
 from time import monotonic
-from typing import cast
+from typing import Any, cast
 
 import msgspec
 
+from inferhub.testing.upstream_dialects.base import BadRequest, UpstreamDialect, load_dialects
+from inferhub.testing.upstream_player import MODES, Asked, Player, Record
 from inferhub.testing.upstream_script import (
-    STREAM_HEAD,
+    SCRIPT_MARK,
     Script,
-    UpstreamRequest,
-    bomb,
-    chat_answer,
-    chat_events,
-    chunk,
-    completion_answer,
-    completion_events,
-    embedding_answer,
-    envelope,
-    frame,
-    is_plain,
+    named,
     parse_head,
-    problem,
-    problem_of,
     read_script,
+    refusal,
     response,
 )
 
 _LOG_LIMIT = 2000
-_BURST = 64
 _LOGGED_BODY_BYTES = 64 * 1024
 _MAX_REQUEST_BYTES = 32 * 1024 * 1024
-_CHAT, _COMPLETION, _EMBEDDING = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
+_READY_MADE = ("/v1/chat/completions", "/v1/completions")
 _PLAIN = Script()
 
-_ANSWERS: dict[str, Callable[[Script, UpstreamRequest], bytes]] = {
-    _CHAT: chat_answer,
-    _COMPLETION: completion_answer,
-    _EMBEDDING: embedding_answer,
-}
-_EVENTS: dict[str, Callable[[Script, UpstreamRequest], Iterator[bytes]]] = {
-    _CHAT: chat_events,
-    _COMPLETION: completion_events,
-}
 
+class _Peek(msgspec.Struct):
+    """What decides whether the one answer that was made beforehand fits."""
 
-class Record(msgspec.Struct):
-    """What happened to one request; times are `time.monotonic()` seconds."""
+    stream: bool | None = None
+    n: int | None = None
+    prompt: str | list[Any] = ""
+    logprobs: bool | int | None = None
+    user: str | None = None
 
-    id: str
-    """The request's Idempotency-Key, x-request-id or `user`, whichever comes first."""
-    path: str
-    connection: int
-    """Which connection carried it, counted from 1: equal numbers mean a pooled connection."""
-    accepted_s: float
-    """When that connection was accepted."""
-    read_s: float
-    """When the whole request had arrived."""
-    headers: dict[str, str]
-    body: str
-    first_byte_s: float | None = None
-    abort_s: float | None = None
-    """When the client was seen to leave before the answer was complete."""
-    done_s: float | None = None
-    """When the answer was complete."""
-    pieces: int = 0
-    """Events handed to the socket."""
+    @property
+    def is_plain(self) -> bool:
+        is_one = isinstance(self.prompt, str) or len(self.prompt) == 1
+        return is_one and not self.stream and self.n in {None, 1} and not self.logprobs
 
 
 class _Server:
     """What all connections share."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, strict: bool, script: str) -> None:
         self.log: deque[Record] = deque(maxlen=_LOG_LIMIT)
         self.connections = 0
         self.open: set[_Connection] = set()
+        self.strict = strict
+        self.script = script
+        """Of requests without one of their own."""
+        self.dialects = load_dialects()
+        self.struck: Counter[str] = Counter()
+        """How often a request was met by a script with `times`."""
         # Made once: without a script and without `stream` the answer is always the same bytes.
-        request = UpstreamRequest()
-        self.ready_made = {
-            path: response(200, _ANSWERS[path](_PLAIN, request)) for path in (_CHAT, _COMPLETION)
-        }
+        self.ready_made = {path: self._ready_made(path) for path in _READY_MADE}
+
+    def _ready_made(self, path: str) -> bytes:
+        dialect = self.dialect(path)
+        assert dialect is not None
+        return response(200, dialect.answer(_PLAIN, {}, path))
+
+    def dialect(self, path: str) -> UpstreamDialect | None:
+        return next((dialect for dialect in self.dialects if dialect.answers(path)), None)
+
+    def script_of(self, headers: dict[str, str], request: dict[str, Any], record: Record) -> Script:
+        """The request's script or the server's. Raises ValidationError."""
+        script = read_script(headers.get("x-script") or "", named(request))
+        script = script or read_script(self.script, None) or _PLAIN
+        if script.mode not in MODES and not script.mode.isdigit():
+            raise msgspec.ValidationError(f"no mode is called {script.mode!r}")
+        if script.times:
+            # Attempts of one request share their trace, or else the name they came with.
+            name = headers.get("traceparent", "").partition("-")[2][:32] or record.id
+            self.struck[name] += 1
+            if self.struck[name] > script.times:
+                return msgspec.structs.replace(script, mode="")
+        return script
 
 
 class _Connection(asyncio.Protocol):
@@ -153,7 +146,7 @@ class _Connection(asyncio.Protocol):
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0:
                 return
-            method, path, headers = parse_head(bytes(self._buffer[:end]))
+            method, path, query, headers = parse_head(bytes(self._buffer[:end]))
             length = int(headers.get("content-length", "0"))
             if length > _MAX_REQUEST_BYTES or "transfer-encoding" in headers:
                 self._transport.abort()
@@ -163,204 +156,93 @@ class _Connection(asyncio.Protocol):
                 return
             body = bytes(self._buffer[start : start + length])
             del self._buffer[: start + length]
-            self._serve(method, path, headers, body)
+            if method == "POST":
+                self._serve(path, query, headers, body)
+            else:
+                self._transport.write(self._control(method, path, body))
 
-    def _serve(self, method: str, path: str, headers: dict[str, str], body: bytes) -> None:
-        if method != "POST":
-            self._transport.write(self._get(method, path))
-            return
-        if path not in _ANSWERS:
-            self._transport.write(problem(404, f"No such address: {path}."))
+    def _serve(self, path: str, query: str, headers: dict[str, str], body: bytes) -> None:
+        dialect = self._server.dialect(path)
+        if dialect is None:
+            self._transport.write(refusal(404, f"No such address: {path}."))
             return
         read_s = monotonic()
-        try:
-            request = msgspec.json.decode(body, type=UpstreamRequest)
-            script = read_script(headers.get("x-script", ""), request.user)
-        except msgspec.DecodeError as error:
-            self._transport.write(problem(400, f"Bad request or script: {error}"))
-            return
-        name = headers.get("idempotency-key") or headers.get("x-request-id") or request.user or ""
+        name = headers.get("idempotency-key") or headers.get("x-request-id") or ""
         logged = body[:_LOGGED_BODY_BYTES].decode(errors="replace")
         record = Record(name, path, self._number, self._accepted_s, read_s, headers, logged)
-        self._server.log.append(record)
-        if script is None and path in self._server.ready_made and is_plain(request):
-            self._transport.write(self._server.ready_made[path])
-            record.first_byte_s = record.done_s = monotonic()
+        record.query, record.dialect = query, dialect.name
+        try:
+            if self._is_ready_made(record, body):
+                self._server.log.append(record)
+                self._transport.write(self._server.ready_made[path])
+                record.first_byte_s = record.done_s = monotonic()
+                return
+            request = msgspec.json.decode(body, type=dict[str, Any])
+            record.id = record.id or named(request) or ""
+            script = self._server.script_of(headers, request, record)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            self._transport.write(refusal(400, f"Bad request or script: {error}"))
             return
+        if self._server.strict:
+            record.violations = dialect.violations(path, headers, body)
+        self._server.log.append(record)
         self._record = record
-        player = _Player(self._transport, self._writable, record, script or _PLAIN)
-        self._task = asyncio.get_running_loop().create_task(player.play(request))
+        asked = Asked(dialect, request, path, headers, record)
+        player = Player(self._transport, self._writable, script, asked)
+        self._task = asyncio.get_running_loop().create_task(player.play())
         self._task.add_done_callback(self._played)
+
+    def _is_ready_made(self, record: Record, body: bytes) -> bool:
+        """A look that is cheap: what benchmarks ask must cost next to nothing here."""
+        if record.path not in self._server.ready_made or self._server.strict or self._server.script:
+            return False
+        if "x-script" in record.headers or SCRIPT_MARK.encode() in body:
+            return False
+        peek = msgspec.json.decode(body, type=_Peek)
+        record.id = record.id or peek.user or ""
+        return peek.is_plain
 
     def _played(self, task: asyncio.Task[None]) -> None:
         self._task = None
         if task.cancelled():
             self._transport.abort()
             return
-        task.result()
+        error = task.exception()
+        if isinstance(error, BadRequest):
+            self._transport.write(refusal(400, str(error)))
+        elif error is not None:
+            # A fault of this program: whoever waits for the answer should not wait for its time limit.
+            self._transport.abort()
+            raise error
         self._serve_buffered()
 
-    def _get(self, method: str, path: str) -> bytes:
-        if path == "/log" and method == "DELETE":
-            self._server.log.clear()
-            return response(200, b"{}")
-        if path == "/log":
-            return response(200, msgspec.json.encode(list(self._server.log)))
-        if path == "/v1/models":
-            model = {"id": "scripted", "object": "model", "created": 1_700_000_000, "owned_by": "inferhub"}
-            return response(200, msgspec.json.encode({"object": "list", "data": [model]}))
-        return problem(404, f"No such address: {path}.")
-
-
-class _Player:
-    """Plays one script on one connection."""
-
-    def __init__(
-        self, transport: asyncio.Transport, writable: asyncio.Event, record: Record, script: Script
-    ) -> None:
-        self._transport = transport
-        self._writable = writable
-        self._record = record
-        self._script = script
-
-    async def play(self, request: UpstreamRequest) -> None:
-        script, mode = self._script, self._script.mode
-        await _pause(script.hdr_ms)
-        if mode.isdigit():
-            await self._write(problem_of(script, self._record.headers))
-        elif mode == "html":
-            await self._write(response(200, b"<html><body>Welcome</body></html>", "text/html"))
-        elif mode == "slowhdr":
-            await self._drip_head()
-        elif mode == "bomb":
-            await self._write(bomb())
-        elif request.stream and self._record.path in _EVENTS:
-            await self._stream(_EVENTS[self._record.path](script, request))
-        else:
-            await self._whole(_ANSWERS[self._record.path](script, request))
-        self._record.done_s = monotonic()
-
-    async def _whole(self, answer: bytes) -> None:
-        script = self._script
-        await _pause(script.ttft_ms + script.gap_ms * script.n)
-        match script.mode:
-            case "hang":
-                await _forever()
-            case "rst":
-                await self._write(response(200, answer)[:-5])
-                await self._reset()
-            case "garbage":
-                answer = b"\x00\xff not json"
-            case "half_json":
-                answer = answer[: len(answer) // 2]
-            case "error":
-                answer = envelope("It broke.", "server_error", None, None)
-            case "endless":
-                await self._endless(b"[", b" " * 65536)
-            case "gzip":
-                packed = zlib.compress(answer, wbits=31)
-                await self._write(response(200, packed, headers="content-encoding: gzip\r\n"))
-                return
-        await self._write(response(200, answer))
-
-    async def _stream(self, payloads: Iterator[bytes]) -> None:
-        script = self._script
-        await self._write(STREAM_HEAD)
-        if script.mode == "keepalive":
-            await self._endless(b"", b": ping\n\n", gap_ms=script.gap_ms or 50)
-        await _pause(script.ttft_ms)
-        for position, payload in enumerate(payloads):
-            if position:
-                await _pause(script.gap_ms)
-            if position == (script.fail_at or 0) and await self._strike(payload):
-                return
-            await self._event(frame(payload, script, is_first=position == 0))
-            if position % _BURST == 0:
-                # Let other connections, the log among them, have their turn in an endless burst.
-                await asyncio.sleep(0)
-        await self._write(b"0\r\n\r\n")
-
-    async def _strike(self, payload: bytes) -> bool:
-        """Misbehave as the script says before this event. True when the stream ends with it."""
-        match self._script.mode:
-            case "hang":
-                await _forever()
-            case "rst":
-                await self._write(b"40\r\ndata: {")
-                await self._reset()
-            case "endless":
-                await self._endless(b"data: ", b"x" * 65536)
-            case "bad_chunk":
-                await self._write(b"zz\r\n")
-            case "garbage":
-                await self._event(b"data: \x00\xff not json\n\n")
-            case "half_json":
-                await self._event(b"data: " + payload[: len(payload) // 2] + b"\n\n")
-            case "error":
-                await self._event(b"data: " + envelope("It broke.", "server_error", None, None) + b"\n\n")
-            case "noterm" if self._script.fail_at is not None:
-                pass
-            case _:
-                return False
-        await self._write(b"0\r\n\r\n")
-        return True
-
-    async def _event(self, event: bytes) -> None:
-        size = self._script.split or len(event)
-        for start in range(0, len(event), size):
-            await self._write(chunk(event[start : start + size]))
-            if size < len(event):
-                await asyncio.sleep(0)
-        self._record.pieces += 1
-
-    async def _write(self, data: bytes) -> None:
-        if self._record.first_byte_s is None:
-            self._record.first_byte_s = monotonic()
-        self._transport.write(data)
-        if not self._writable.is_set():
-            await self._writable.wait()
-
-    async def _drip_head(self) -> None:
-        for byte in STREAM_HEAD[:-4]:
-            await self._write(bytes([byte]))
-            await _pause(self._script.gap_ms or 100)
-        await _forever()
-
-    async def _endless(self, start: bytes, more: bytes, gap_ms: float = 0) -> None:
-        """Send until the client leaves."""
-        if self._record.first_byte_s is None:
-            await self._write(STREAM_HEAD.replace(b"text/event-stream", b"application/json"))
-        if start:
-            await self._write(chunk(start))
-        while True:
-            await self._write(chunk(more))
-            self._record.pieces += 1
-            await _pause(gap_ms)
-            await asyncio.sleep(0)
-
-    async def _reset(self) -> None:
-        """Close with RST instead of FIN, after what was written had time to arrive."""
-        await _pause(20)
-        sock: socket.socket = self._transport.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self._record.done_s = monotonic()
-        self._transport.abort()
-        await _forever()
-
-
-async def _pause(duration_ms: float) -> None:
-    if duration_ms:
-        await asyncio.sleep(duration_ms / 1000)
-
-
-async def _forever() -> None:
-    await asyncio.Event().wait()
+    def _control(self, method: str, path: str, body: bytes) -> bytes:
+        server = self._server
+        match method, path:
+            case "DELETE", "/log":
+                server.log.clear()
+                server.struck.clear()
+                return response(200, b"{}")
+            case "GET", "/log":
+                return response(200, msgspec.json.encode(list(server.log)))
+            case "PUT", "/script":
+                server.script = body.decode()
+                return response(200, b"{}")
+            case "GET", "/v1/models":
+                model = {
+                    "id": "scripted",
+                    "object": "model",
+                    "created": 1_700_000_000,
+                    "owned_by": "inferhub",
+                }
+                return response(200, msgspec.json.encode({"object": "list", "data": [model]}))
+        return refusal(404, f"No such address: {path}.")
 
 
 # --- the process -------------------------------------------------------------------------------
 
 
-async def serve(host: str, port: int, *, until_eof: bool) -> None:
+async def serve(host: str, port: int, *, strict: bool, script: str, until_eof: bool) -> None:
     """Serve until SIGTERM or SIGINT, or until standard input ends when `until_eof`."""
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
@@ -369,7 +251,7 @@ async def serve(host: str, port: int, *, until_eof: bool) -> None:
     if until_eof:
         # The parent holds our standard input: when it dies, so do we.
         loop.add_reader(sys.stdin.fileno(), stop.set)
-    shared = _Server()
+    shared = _Server(strict=strict, script=script)
     server = await loop.create_server(lambda: _Connection(shared), host, port, backlog=1024)
     bound = server.sockets[0].getsockname()
     sys.stdout.write(f'{{"url":"http://{bound[0]}:{bound[1]}"}}\n')
@@ -385,11 +267,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m inferhub.testing.upstream", description=__doc__)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
+    parser.add_argument("--strict", action="store_true", help="check requests by the vendors' own rules")
+    parser.add_argument("--script", default="", help="what requests without a script of their own meet")
     parser.add_argument("--until-eof", action="store_true", help="stop when standard input ends")
-    options = parser.parse_args()
+    given = parser.parse_args()
     import uvloop
 
-    uvloop.run(serve(options.host, options.port, until_eof=options.until_eof))
+    uvloop.run(
+        serve(given.host, given.port, strict=given.strict, script=given.script, until_eof=given.until_eof)
+    )
 
 
 if __name__ == "__main__":
