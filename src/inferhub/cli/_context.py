@@ -107,3 +107,16 @@ def read_text(path: Path) -> str:
         raise SetupError(f"{path} is not UTF-8 text at byte {error.start}.") from error
     except OSError as error:
         raise SetupError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def write_new(path: Path, text: str) -> None:
+    """A file that does not exist yet. Raises `SetupError`; nothing is ever overwritten."""
+    from inferhub.core.errors import SetupError
+
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError as error:
+        raise SetupError(f"{path} exists already; name another file, or remove it.") from error
+    except OSError as error:
+        raise SetupError(f"{path} cannot be written: {error.strerror}.") from error

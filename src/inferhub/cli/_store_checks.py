@@ -25,6 +25,7 @@ _NAMES = {
     "counters_url": "counters",
     "cache_url": "answers",
     "usage_url": "usage",
+    "responses_url": "responses",
     "events_url": "events",
 }
 

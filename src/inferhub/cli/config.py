@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from inferhub.cli._context import load, read_text
+from inferhub.cli._context import load, read_text, write_new
 from inferhub.cli._flags import PLACES, Json, new_app, with_settings
 from inferhub.cli._output import print_json, table
 from inferhub.core.errors import SetupError
@@ -73,6 +74,44 @@ def explain(
         print_json({name: {"value": value, "origin": origin} for name, value, origin in rows})
     else:
         print(table(("SETTING", "VALUE", "ORIGIN"), rows))
+
+
+@app.command(
+    "import",
+    epilog="""\b
+Examples:
+  inferhub config import litellm.yaml > hub.yaml
+  inferhub config import litellm.yaml --output hub.yaml
+  inferhub config import litellm.yaml --json""",
+)
+def import_(
+    path: Annotated[Path, typer.Argument(metavar="FILE", help="A LiteLLM proxy's config.yaml.")],
+    *,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="Where to write; must not exist yet."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Turn a LiteLLM configuration into a hub.yaml, and name what could not be carried over."""
+    from inferhub.settings.litellm import import_litellm
+
+    imported = import_litellm(read_text(path), str(path))
+    if output is not None:
+        write_new(output, imported.text)
+    if json:
+        print_json(imported)
+        return
+    if output is None:
+        print(imported.text, end="")
+    told = [f"{path}: {len(imported.left_out)} things were not carried over."] if imported.left_out else []
+    told += [f"- {sentence}" for sentence in imported.left_out]
+    if imported.variables:
+        told.append(f"Set these before you use it: {', '.join(imported.variables)}.")
+    if output is not None:
+        told.append(f"Written to {output}. Next: inferhub config check --spec {output}")
+    for line in told:
+        typer.echo(line, err=True)
 
 
 @app.command(epilog="\b\nExamples:\n  inferhub config schema > hub.schema.json")
