@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
 
 from inferhub.testing.backing import (
     Backing,
@@ -20,6 +21,10 @@ from inferhub.testing.backing import (
     running_postgres,
     running_valkey,
 )
+
+# How long one example takes says something of the machine and nothing of the code.
+settings.register_profile("inferhub", deadline=None)
+settings.load_profile("inferhub")
 
 
 @pytest.fixture(scope="session")

@@ -104,7 +104,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(runner.run(_waits_s(arguments[0], int(arguments[1])))))
 
 
-MEASURE = Measure("admit", "admission with every limit in Redis", run, order=8)
+MEASURE = Measure("admit", "admission with every limit in Redis", run, order=10)
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(asyncio.run(_measure(int(arguments[0]), Path(folder)))))
 
 
-MEASURE = Measure("ledger", "the ledger's spool", run, order=9)
+MEASURE = Measure("ledger", "the ledger's spool", run, order=11)
 
 if __name__ == "__main__":
     main(sys.argv[1:])

@@ -140,4 +140,4 @@ def _weights() -> Path:
         raise CannotMeasureError(error.message) from error
 
 
-MEASURE = Measure("semantic", "semantic cache: false hits on labelled pairs", run, order=6, limit_s=90)
+MEASURE = Measure("semantic", "semantic cache: false hits on labelled pairs", run, order=8, limit_s=90)

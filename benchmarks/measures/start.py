@@ -133,4 +133,4 @@ def _content(line: bytes) -> bool:
     return bool(choices and choices[0]["delta"].get("content"))
 
 
-MEASURE = Measure("start", "import, help, second start, idle memory", run, order=4)
+MEASURE = Measure("start", "import, help, second start, idle memory", run, order=6)

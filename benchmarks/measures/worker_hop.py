@@ -75,4 +75,4 @@ def _target(name: str, contender: Running) -> Target:
     return Target(name, f"{contender.url}/v1/chat/completions", contender.headers, (_BODY,))
 
 
-MEASURE = Measure("worker_hop", "gateway, gRPC, worker against one process", run, order=5)
+MEASURE = Measure("worker_hop", "gateway, gRPC, worker against one process", run, order=7)

@@ -33,10 +33,15 @@ models:
   - {{name: smollm2-135m, backend: llamacpp, weights: smollm2-135m, slots: 2}}
   - {{name: minilm-l6-v2, backend: onnx_embedding, weights: minilm-l6-v2}}
   - {{name: remote, backend: openai_compatible, slots: 64,
-     options: {{base_url: "{upstream}", api_key: sk-upstream-canary}}}}
+     options: {{base_url: "{upstream}", api_key: sk-upstream-canary, remote_urls: true}}}}
   - {{name: remote-dead, backend: openai_compatible, options: {{base_url: "http://127.0.0.1:9"}}}}
   - {{name: remote-impatient, backend: openai_compatible,
      options: {{base_url: "{upstream}", headers_timeout_s: 0.5, answer_timeout_s: 0.5}}}}
+  # One for each test whose upstream asks to be left alone: it is, by whoever comes next.
+  - {{name: limited-1, backend: openai_compatible, options: {{base_url: "{upstream}"}}}}
+  - {{name: limited-2, backend: openai_compatible, options: {{base_url: "{upstream}"}}}}
+  - {{name: limited-3, backend: openai_compatible, options: {{base_url: "{upstream}"}}}}
+  - {{name: limited-4, backend: openai_compatible, options: {{base_url: "{upstream}"}}}}
 routes:
   - {{name: chat, model: echo}}
   - {{name: lab/alias, model: smollm2-135m}}
@@ -49,6 +54,8 @@ SETTINGS: dict[str, object] = {
     "worker_refresh_s": 0.1,
     "drain_grace_s": 5,
     "cors_origins": "https://console.example",
+    # What these tests break on purpose must not be left alone for the next of them.
+    "breaker_failures": 0,
 }
 
 # Every limit so short that a test can wait for it.
@@ -70,6 +77,7 @@ TIGHT_SETTINGS: dict[str, object] = {
     "head_hold_s": 0.1,
     "ping_interval_s": 0.2,
     "drain_grace_s": 1,
+    "breaker_failures": 0,
 }
 
 PLAIN_SPEC = """\

@@ -25,6 +25,8 @@ models:
 prices:
   - {model: echo, input_per_mtok: 1000, output_per_mtok: 2000}
 """
+# Each command is a process of its own, and a story has a score of them.
+pytestmark = pytest.mark.timeout(600)
 PRICE_IN, PRICE_OUT = Decimal("0.001"), Decimal("0.002")
 LIMIT = 3
 
@@ -55,7 +57,7 @@ class Shop:
         return (await Talk(self.hub.url, self.key).chat(model)).status
 
     def until(self, status: int) -> None:
-        wait_for(lambda: asyncio.run(self.status("other")) == status, 15, f"status {status}")
+        wait_for(lambda: asyncio.run(self.status("other")) == status, 60, f"status {status}")
 
 
 def type_in(data_dir: Path, *arguments: str) -> Done:
@@ -89,7 +91,7 @@ def test_from_the_first_call_to_the_bill(shop: Shop, tmp_path: Path) -> None:
     assert (limit["used"], limit["remaining"]) == (LIMIT, 0)
 
     mine = ("usage", "--tenant", shop.tenant)
-    wait_for(lambda: [r["calls"] for r in shop.json(*mine, "--by", "model")] == [LIMIT], 15, "the ledger")
+    wait_for(lambda: [r["calls"] for r in shop.json(*mine, "--by", "model")] == [LIMIT], 60, "the ledger")
     [row] = shop.json(*mine, "--by", "tenant,project,key,model")
     assert (row["tenant"], row["project"], row["key"]) == (shop.tenant, shop.project, shop.key_id)
     assert (Decimal(row["cost_usd"]), row["errors"]) == (cost, 0)

@@ -72,7 +72,7 @@ async def test_contract_024_empty_and_bad_values(talk: Talk) -> None:
         ({"temperature": 3}, "temperature", "3", "2"),
         ({"n": 0}, "n", "0", "1"),
         ({"top_p": -0.5}, "top_p", "-0.5", "0"),
-        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", '"a"', "4"),
+        ({"stop": ["a", "b", "c", "d", "e"]}, "stop", "5 strings", "4"),
         ({"max_tokens": 0}, "max_tokens", "0", "1"),
         ({"reasoning_effort": "extreme"}, "reasoning_effort", '"extreme"', "reasoning_effort"),
     ):
@@ -154,7 +154,7 @@ async def test_contract_025_the_key_is_asked_before_the_body(hub: Hub) -> None:
         (openai.BadRequestError, {"model": "echo", "messages": []}),
         (openai.BadRequestError, {"model": "echo", "messages": HELLO, "temperature": 9}),
         (openai.InternalServerError, {"model": "broken", "messages": HELLO}),
-        (openai.RateLimitError, {"model": "remote", "messages": HELLO, "user": "script:mode=429"}),
+        (openai.RateLimitError, {"model": "limited-1", "messages": HELLO, "user": "script:mode=429"}),
         (openai.BadRequestError, {"model": "remote", "messages": HELLO, "user": "script:mode=400"}),
         (openai.InternalServerError, {"model": "remote-dead", "messages": HELLO}),
     ],
@@ -177,9 +177,9 @@ async def test_contract_029_wrong_key_with_the_official_client(hub: Hub) -> None
 
 async def test_contract_029_what_a_retry_cannot_mend_is_not_retried(talk: Talk) -> None:
     """The official client asks again after 429 and 5xx unless it is told not to."""
-    quota = await talk.chat("remote", user="script:mode=429,code=insufficient_quota")
+    quota = await talk.chat("limited-2", user="script:mode=429,code=insufficient_quota")
     assert (quota.status, quota.head["x-should-retry"]) == (429, "false")
-    busy = await talk.chat("remote", user="script:mode=429,retry_after_s=7")
+    busy = await talk.chat("limited-3", user="script:mode=429,retry_after_s=7")
     assert busy.status == 429
     assert busy.head["x-should-retry"] is None
     assert 7 <= int(busy.head["retry-after"] or 0) <= 8

@@ -85,7 +85,12 @@ async def test_no_secret_is_written_down(hub: Hub, talk: Talk) -> None:
             body = chat_body(
                 model, CANARY_PROMPT, stream=stream, user=CANARY_PROMPT, frobnicate=CANARY_PROMPT
             )
-            await talk.post(CHAT, body, x_api_key=CANARY_PROMPT, cookie=CANARY_PROMPT)
+            answer = await talk.post(CHAT, body, api_key=CANARY_PROMPT, cookie=CANARY_PROMPT)
+            assert answer.status != 401, "the canaries did not even arrive"
+            # Two keys that are not the same are none.
+            answer = await talk.post(CHAT, body, x_api_key=CANARY_PROMPT)
+            assert answer.status == 401
+            assert CANARY_PROMPT.encode() not in answer.body
     await talk.post(CHAT, chat_body("remote", CANARY_PROMPT, user="script:mode=400,leak=1"))
     await talk.post(CHAT, b'{"model": "' + CANARY_PROMPT.encode())
     await talk.post(CHAT, {"model": "echo", "messages": CANARY_PROMPT})

@@ -53,9 +53,11 @@ async def test_contract_031_sdk_headers_are_accepted_and_stay_here(talk: Talk, u
 
 
 async def test_contract_032_unknown_parameters_are_named_where_they_are_ignored(talk: Talk) -> None:
-    answer = await talk.chat("echo", frobnicate=1, top_k=40)
+    answer = await talk.chat("echo", frobnicate=1, min_p=0.1)
     assert answer.status == 200
-    assert set((answer.head["x-inferhub-ignored-params"] or "").split(",")) == {"frobnicate", "top_k"}
+    assert set((answer.head["x-inferhub-ignored-params"] or "").split(",")) == {"frobnicate", "min_p"}
+    # Known, and nothing that this model could honour.
+    assert refused(await talk.chat("echo", top_k=40), "top_k")["code"] == "unsupported_parameter"
     assert (await talk.chat("echo")).head["x-inferhub-ignored-params"] is None
     async with talk.opened(CHAT, chat_body("echo", stream=True, frobnicate=1)) as call:
         assert (await call.head())["x-inferhub-ignored-params"] == "frobnicate"
@@ -74,8 +76,11 @@ async def test_contract_032_unknown_parameters_reach_an_upstream_as_they_are(
 async def test_contract_032_a_client_cannot_steer_the_upstream(
     talk: Talk, upstream: Upstream, name: str
 ) -> None:
-    _, body = await asked_upstream(talk, upstream, **{name: "http://127.0.0.1:1/evil"})
-    assert name not in body
+    async with talk.opened(CHAT, chat_body("remote", **{name: "http://127.0.0.1:1/evil"})) as call:
+        head = await call.head()
+        error = json.loads(await call.connection.body(head))["error"]
+    assert (head.status, error["code"], error["param"]) == (400, "unsupported_parameter", name)
+    assert not await upstream.records(call.request_id)
 
 
 async def test_contract_033_both_names_of_the_limit(talk: Talk, upstream: Upstream) -> None:

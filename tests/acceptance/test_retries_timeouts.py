@@ -10,9 +10,11 @@ from inferhub.testing.talk import CHAT, EMBEDDINGS, Talk, chat_body, chunks, con
 from inferhub.testing.upstream_process import Upstream
 
 
-async def attempts_seen(talk: Talk, upstream: Upstream, script: str, *, stream: bool) -> tuple[int, int]:
+async def attempts_seen(
+    talk: Talk, upstream: Upstream, script: str, *, stream: bool, model: str = "remote"
+) -> tuple[int, int]:
     """(how often the upstream was asked, what `x-inferhub-attempts` says)."""
-    async with talk.opened(CHAT, chat_body("remote", stream=stream, user=f"script:{script}")) as call:
+    async with talk.opened(CHAT, chat_body(model, stream=stream, user=f"script:{script}")) as call:
         head = await call.head()
         await call.connection.body(head)
     records = await upstream.records(call.request_id)
@@ -30,7 +32,8 @@ async def test_contract_076_failures_before_the_first_byte_are_tried_again(
 @pytest.mark.parametrize("mode", ["400", "401", "404", "429", "503"])
 async def test_contract_076_refusals_are_not_tried_again(talk: Talk, upstream: Upstream, mode: str) -> None:
     """A wrong request stays wrong, and knocking at a full door makes it worse."""
-    seen, _ = await attempts_seen(talk, upstream, f"mode={mode}", stream=False)
+    model = "limited-4" if mode == "429" else "remote"
+    seen, _ = await attempts_seen(talk, upstream, f"mode={mode}", stream=False, model=model)
     assert seen == 1
 
 
@@ -92,7 +95,7 @@ async def test_contract_077_headers_timeout(talk: Talk, script: str, stream: boo
     async with talk.opened(CHAT, body) as call:
         head = await call.head(timeout_s=10)
         whole = await call.connection.body(head)
-    assert b'"timeout"' in whole
+    assert b'"endpoint_stalled"' in whole
     assert b"headers timeout" in whole
     # A stream may have begun to keep the client company before the limit struck.
     assert head.status == (200 if stream and head["content-type"] != "application/json" else 504)
@@ -102,7 +105,7 @@ async def test_contract_077_headers_timeout(talk: Talk, script: str, stream: boo
 @pytest.mark.parametrize(("model", "script"), [("late", ""), ("remote", "script:ttft_ms=30000")])
 async def test_contract_077_time_to_the_first_content(tight: Talk, model: str, script: str) -> None:
     answer = await tight.chat(model, user=script)
-    assert (answer.status, answer.error["code"]) == (504, "timeout")
+    assert (answer.status, answer.error["code"]) == (504, "endpoint_stalled")
     assert "first_token_timeout_s" in answer.error["message"]
     assert answer.head["x-should-retry"] == "false"
 
@@ -118,7 +121,7 @@ async def test_contract_077_keep_alives_are_not_content(tight: Talk) -> None:
 async def test_contract_077_silence_between_tokens(tight: Talk, model: str, script: str) -> None:
     events = await tight.stream(model, "a b c d", user=script)
     error = events[-1].json["error"]
-    assert error["code"] == "timeout"
+    assert error["code"] == "endpoint_stalled"
     assert "idle_timeout_s" in error["message"]
     assert content(events)
 

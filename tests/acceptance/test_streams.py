@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
+from typing import Any
 
 import pytest
 from openai import AsyncOpenAI
@@ -13,6 +14,7 @@ from openai.types.chat import ChatCompletionChunk
 from inferhub.testing.servers import Hub, wait_for
 from inferhub.testing.talk import CHAT, COMPLETIONS, Talk, chat_body, chunks, content
 from inferhub.testing.upstream_process import Upstream
+from inferhub.testing.upstream_script import CREATED as UPSTREAM_CREATED
 
 WEATHER = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
 STREAMING_MODELS = ("echo", "smollm2-135m", "remote")
@@ -43,11 +45,18 @@ async def test_contract_001_framing_of_a_completions_stream(talk: Talk) -> None:
 @pytest.mark.parametrize("model", STREAMING_MODELS)
 async def test_contract_002_role_once_and_one_identity(talk: Talk, model: str) -> None:
     found = chunks(await talk.stream(model, max_tokens=5))
-    assert found[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    first = found[0]["choices"][0]["delta"]
+    # The scripted upstream says its first word at once; its events come as it wrote them.
+    assert first == {"role": "assistant", "content": "word0 " if model == "remote" else ""}
     assert all("role" not in chunk["choices"][0]["delta"] for chunk in found[1:])
     for key in ("id", "created", "model", "object"):
         assert len({chunk[key] for chunk in found}) == 1, key
     assert found[0]["object"] == "chat.completion.chunk"
+    if model == "remote":
+        assert (found[0]["id"], found[0]["created"]) == ("up-1", UPSTREAM_CREATED)
+    else:
+        assert found[0]["id"].startswith("chatcmpl-")
+        assert found[0]["model"] == model
 
 
 @pytest.mark.parametrize("model", STREAMING_MODELS)
@@ -131,6 +140,22 @@ async def test_contract_009_tokens_are_counted_though_nobody_asked(
     wait_for(lambda: _tokens(hub, "remote") == before + 11, 5, "11 tokens to be counted")
     record = await upstream.wait_for(call.request_id)
     assert json.loads(record.body)["stream_options"] == {"include_usage": True}
+
+
+@pytest.mark.parametrize(
+    ("address", "body"),
+    [
+        (CHAT, chat_body("remote", stream=True)),
+        (COMPLETIONS, {"model": "remote", "prompt": "x", "stream": True}),
+    ],
+)
+async def test_contract_009_nothing_of_usage_reaches_who_did_not_ask(
+    talk: Talk, address: str, body: dict[str, Any]
+) -> None:
+    """The upstream is asked on everybody's behalf, and then has a null in every event."""
+    async with talk.opened(address, body) as call:
+        head = await call.head()
+        assert b'"usage"' not in await call.connection.body(head)
 
 
 def _tokens(hub: Hub, model: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inferhub.testing.parties import ADMIN, Party, create, make_key, make_party, refused, rows
+from inferhub.testing.raw_http import Answer
 from inferhub.testing.servers import SHAPES, Hub, running_hub
 from inferhub.testing.talk import CHAT, COMPLETIONS, EMBEDDINGS, Talk, chat_body
 
@@ -220,10 +221,28 @@ async def test_a_body_sets_nothing_but_what_it_may(admin: Talk, field: str) -> N
 
 
 async def everything(party: Party) -> list[Any]:
-    return [await rows(party.admin, f"{ADMIN}/{noun}") for noun in LISTS]
+    """All rows of a tenant. When a key was used last is noted some time after, so only that it is a time is kept."""
+    found = [await rows(party.admin, f"{ADMIN}/{noun}") for noun in LISTS]
+    for row in found[LISTS.index("keys")]:
+        row["last_used_at"] = row["last_used_at"] is None or type(row["last_used_at"]) is int
+    return found
 
 
 # --- models and modalities ----------------------------------------------------------------------------
+
+IN_OTHER_WORDS: Mapping[str, dict[str, Any]] = {
+    "/v1/messages": {"max_tokens": 9, "messages": [{"role": "user", "content": "x"}]},
+    "/v1/messages/count_tokens": {"messages": [{"role": "user", "content": "x"}]},
+    "/v1/responses": {"input": "x"},
+    "/v1/responses/input_tokens": {"input": "x"},
+    "/v1/moderations": {"input": "x"},
+    "/v1/rerank": {"query": "x", "documents": ["x"]},
+}
+
+
+def told(answer: Answer) -> str:
+    """The message of a refusal, in any dialect's envelope."""
+    return str(answer.json["error"]["message"])
 
 
 @pytest.fixture(scope="module", params=SHAPES)
@@ -247,6 +266,13 @@ async def test_a_key_knows_only_the_models_on_its_list(both: Hub) -> None:
         for answer in (described, called, streamed):
             said = refused(answer, 404, "model_not_found").replace(repr(model), "")
             assert not any(name in said for name in ("llama-large", "lab/llama", "secret-model")), said
+    for path, body in IN_OTHER_WORDS.items():
+        assert (await caller.post(path, {"model": "echo", **body})).status == 200, path
+        for model in ("llama-large", "lab/llama", "secret-model"):
+            hidden = await caller.post(path, {"model": model, **body})
+            absent = await caller.post(path, {"model": "nope", **body})
+            assert hidden.status == absent.status == 404, (path, hidden.body)
+            assert told(hidden).replace(repr(model), repr("nope")) == told(absent)
     whole = [model["id"] for model in (await admin.get("/v1/models")).json["data"]]
     assert "secret-model" in whole
 

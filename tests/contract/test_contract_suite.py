@@ -28,7 +28,7 @@ CASES = [(check, modality) for check in CHECKS for modality in sorted(check.moda
 async def test_each_check_catches_its_fault(
     check: Check, modality: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inferhub.testing.contract.PATIENCE_S", 1.0)
+    monkeypatch.setattr("inferhub.testing.contract.frame.PATIENCE_S", 1.0)
     broken = BrokenEcho(check.fault)
     await broken.load()
     capability = next(c for c in broken.capabilities if c.modality == modality)

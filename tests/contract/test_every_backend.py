@@ -16,19 +16,23 @@ from platformdirs import user_cache_path
 from inferhub.backends import backend_class, backend_names
 from inferhub.backends.base import Backend
 from inferhub.core.models import Capability, ModelSpec
+from inferhub.gateway.dialects import dialects
 from inferhub.modalities import modalities
 from inferhub.registry.weights import Weights
 from inferhub.testing.contract import CHECKS, Check
 from inferhub.testing.servers import running_hub
+from inferhub.testing.upstream_process import Upstream
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ECHO = "models: [{name: echo, backend: echo, slots: 64}]\n"
 SPECS = {
+    "anthropic": ModelSpec("echo", "anthropic"),
     "echo": ModelSpec("echo", "echo"),
+    "gemini": ModelSpec("gemini", "gemini", slots=8),
     "llamacpp": ModelSpec("smollm2", "llamacpp", weights="smollm2-135m", slots=2),
     "onnx_embedding": ModelSpec("minilm", "onnx_embedding", weights="minilm-l6-v2"),
-    "openai_compatible": ModelSpec("echo", "openai_compatible"),
+    "openai_compatible": ModelSpec("echo", "openai_compatible", options={"vendor": "inferhub"}),
 }
 CASES = [(check, modality) for check in CHECKS for modality in sorted(check.modalities)]
 
@@ -51,14 +55,24 @@ async def backend(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Backend]:
     spec = SPECS[request.param]
-    if spec.backend != "openai_compatible":
+    if spec.backend == "gemini":
+        async with Upstream(strict=True, script="echo=1") as upstream:
+            wanted = ["chat", "embedding", "token_count"]
+            options = {"base_url": upstream.url, "api_key": "k", "modalities": wanted}
+            async with loaded(replace(spec, options=options)) as remote:
+                yield remote
+            assert await upstream.violations() == []
+        return
+    if spec.backend not in ("anthropic", "openai_compatible"):
         async with loaded(spec) as engine:
             yield engine
         return
     # Checks ask the same again and again; what is looked at is the model, not the cache in front of it.
     forgetful = {"cache_ttl_s": 0.001}
     with running_hub("serve", tmp_path_factory.mktemp("upstream"), ECHO, forgetful) as hub:
-        async with loaded(replace(spec, options={"base_url": hub.api, "api_key": hub.admin_key})) as remote:
+        # It answers Anthropic's backend in Anthropic's dialect.
+        options = {**spec.options, "base_url": hub.api, "api_key": hub.admin_key}
+        async with loaded(replace(spec, options=options)) as remote:
             yield remote
 
 
@@ -82,14 +96,19 @@ ECHO_FEATURES = {
     "chat": frozenset({"stream", "tools", "tool_choice_named", "json_object", "logprobs", "n", "seed"}),
     "completion": frozenset({"stream", "n", "many_prompts", "seed"}),
     "embedding": frozenset({"dimensions"}),
+    "moderation": frozenset(),
+    "rerank": frozenset(),
+    "token_count": frozenset({"tools"}),
 }
 
 
 async def test_backend_declares_only_known_features(backend: Backend) -> None:
     assert backend.capabilities
     for capability in backend.capabilities:
-        # `extra_params` says that unknown parameters are passed on; it belongs to no modality.
-        assert capability.features - {"extra_params"} <= set(modalities()[capability.modality].features)
+        # `extra_params` says that unknown parameters are passed on, and the name of a dialect the same of a
+        # client that speaks it; neither belongs to a modality.
+        own = capability.features - {"extra_params", *dialects()}
+        assert own <= set(modalities()[capability.modality].features)
 
 
 async def test_every_backend_is_in_the_suite() -> None:

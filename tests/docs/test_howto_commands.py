@@ -17,7 +17,7 @@ from inferhub.gateway.webhooks import webhook_secret
 from inferhub.testing.servers import environment
 
 HOWTOS = Path(__file__).parents[2] / "docs" / "howto"
-RUN = ("tenants-and-keys", "limits-and-budgets", "usage-and-invoices", "stores")
+RUN = ("tenants-and-keys", "limits-and-budgets", "usage-and-invoices", "stores", "migrate-from-litellm")
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -39,7 +39,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_specs_of_howtos_are_right(page: Path) -> None:
     for language, block in BLOCK.findall(page.read_text(encoding="utf-8")):
         if language == "yaml":
-            load_spec(block, env={"VENDOR_API_KEY": "sk-x"}, source=page.name, check_model=check_model)
+            load_spec(
+                block,
+                env={"VENDOR_API_KEY": "sk-x", "GEMINI_API_KEY": "sk-x"},
+                source=page.name,
+                check_model=check_model,
+            )
 
 
 @pytest.mark.parametrize("page", [*HOWTOS, ROOT / "README.md"], ids=lambda page: page.name)

@@ -17,6 +17,7 @@ from starlette.routing import Mount, Route
 from inferhub.core.tenancy import ROLE_SCOPES, SCOPES, Role
 from inferhub.gateway.access import ACCESS, GuardedRoute, Rule
 from inferhub.gateway.app import cold_app
+from inferhub.gateway.dialects import dialects
 from inferhub.modalities import modalities
 from inferhub.testing.gateway import gateway_parts
 from inferhub.testing.parties import Party, create, make_key, make_party
@@ -29,7 +30,21 @@ PLAIN = {"GET /openapi.json"}
 BODIES: Mapping[str, Any] = {
     "POST /v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
     "POST /v1/completions": {"model": "echo", "prompt": "hi"},
+    "POST /v1/chat/completions/input_tokens": {
+        "model": "echo",
+        "messages": [{"role": "user", "content": "hi"}],
+    },
+    "POST /v1/messages": {
+        "model": "echo",
+        "max_tokens": 9,
+        "messages": [{"role": "user", "content": "hi"}],
+    },
+    "POST /v1/messages/count_tokens": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
+    "POST /v1/responses": {"model": "echo", "input": "hi"},
+    "POST /v1/responses/input_tokens": {"model": "echo", "input": "hi"},
     "POST /v1/embeddings": {"model": "echo", "input": "hi"},
+    "POST /v1/moderations": {"model": "echo", "input": "hi"},
+    "POST /v1/rerank": {"model": "echo", "query": "hi", "documents": ["hi"]},
 }
 
 
@@ -50,7 +65,7 @@ def addresses(route: Any) -> set[str]:
 
 
 async def test_every_route_has_a_row_and_every_row_a_route(app: FastAPI) -> None:
-    served = {f"POST {modality.path}" for modality in modalities().values()}
+    served = {f"POST {dialect.path}" for dialect in dialects().values()}
     for route in every_route(app.routes):
         if isinstance(route, Mount):
             assert route.path == "/docs/assets"
@@ -124,7 +139,9 @@ async def world(hub: Hub) -> World:
         key_id, _ = await make_key(party.admin)
         bound = {"level": "project", "subject_id": party.project_id, "unit": "requests", "window": "day"}
         limit = await create(party.admin, "limits", **bound, limit=1_000_000)
+        kept = await party.admin.post("/v1/responses", {"model": "echo", "input": "hi"})
         objects[party.id] = {
+            "response_id": kept.json["id"],
             "tenant_id": party.id,
             "project_id": party.project_id,
             "user_id": user["id"],
@@ -149,7 +166,8 @@ GUARDED = {address: rule for address, rule in ACCESS.items() if rule.scope is no
 
 async def test_without_a_key_every_guarded_address_is_401_whatever_is_sent(hub: Hub) -> None:
     ids = dict.fromkeys(
-        ["tenant_id", "project_id", "user_id", "key_id", "limit_id", "month", "model:path"], "x"
+        ["tenant_id", "project_id", "user_id", "key_id", "limit_id", "month", "model:path", "response_id"],
+        "x",
     )
     nobody = Talk(hub.url, "")
     for address in GUARDED:

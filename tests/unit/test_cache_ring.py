@@ -26,6 +26,7 @@ from inferhub.core.errors import (
 )
 from inferhub.core.models import ModelSpec, ModelStatus
 from inferhub.core.serving import Endpoint
+from inferhub.core.traffic import alias
 from inferhub.core.usage import Usage
 from inferhub.modalities import modalities
 from inferhub.modalities.base import Envelope
@@ -39,6 +40,7 @@ from inferhub.pipeline.deadline import Deadline
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.dispatch import Dispatch
 from inferhub.pipeline.onion import build
+from inferhub.routing import Router, RouterLimits
 from inferhub.stores.cache.memory import MemoryAnswers
 from inferhub.stores.cache.sealed import SealedAnswers
 from inferhub.stores.cache.tiered import TieredAnswers
@@ -66,12 +68,13 @@ class Hub:
     def gateway(self, *, patience_s: float = 30.0) -> tuple[Handler, TieredAnswers]:
         """A process of its own, with the same shared store behind it."""
         store = TieredAnswers(MemoryAnswers(16 * MIB), SealedAnswers(self.shared, b"pepper of the tests"))
-        rings = [Cache(store, self.directory, ttl_s=60, patience_s=patience_s), Attempt(max_attempts=2)]
-        return build(rings, Dispatch(self.directory)), store
+        attempt = Attempt(Router(RouterLimits()), self.directory)
+        cache = Cache(store, self.directory, ttl_s=60, patience_s=patience_s)
+        return build([cache, attempt], Dispatch(self.directory)), store
 
     def directory(self) -> Directory:
         status = ModelStatus(ModelSpec(self.version, "echo"), self.echo.capabilities, "cpu")
-        return Directory({"m": (Endpoint("w1", status, self._infer),)}, {"route": "m"})
+        return Directory({"m": (Endpoint("w1", status, self._infer),)}, {"route": alias("route", "m")})
 
     async def _infer(self, call: Call, emit: Emit) -> None:
         self.calls.append(call)
@@ -585,7 +588,7 @@ async def test_a_leader_that_fails_takes_nobody_with_it(hub: Hub) -> None:
 async def test_a_follower_waits_no_longer_than_its_own_deadline(hub: Hub) -> None:
     release = asyncio.Event()
     hub.gate = lambda call: release.wait()
-    handler = build([Deadline(first_token_timeout_s=60, idle_timeout_s=60)], hub.handler)
+    handler = build([Deadline()], hub.handler)
     leader = asyncio.create_task(hub.ask())
     await settle_down()
     with pytest.raises(DeadlineExceeded):

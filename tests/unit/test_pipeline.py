@@ -13,9 +13,8 @@ import pytest
 from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Handler, Started
 from inferhub.core.errors import (
     DeadlineExceeded,
-    EndpointLost,
+    EndpointStalled,
     InternalError,
-    Invalid,
     ModelNotFound,
     NoEndpoint,
     Overloaded,
@@ -26,20 +25,22 @@ from inferhub.core.models import Capability, ModelSpec, ModelStatus
 from inferhub.core.prices import PriceBook
 from inferhub.core.quota import Quota, Unit, Window
 from inferhub.core.serving import Endpoint
-from inferhub.core.traffic import alias
+from inferhub.core.traffic import Patience, alias
 from inferhub.core.usage import Usage, UsageEvent
+from inferhub.egress import Fetched
 from inferhub.modalities.chat import ChatDelta
 from inferhub.pipeline import PipelineLimits, build_pipeline
 from inferhub.pipeline.admit import Admit
-from inferhub.pipeline.attempt import Attempt
 from inferhub.pipeline.cache import Cache
 from inferhub.pipeline.deadline import Deadline
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.dispatch import Dispatch
 from inferhub.pipeline.limiter import Limiter, QuotaBook
+from inferhub.pipeline.media import Media
 from inferhub.pipeline.meter import Meter
 from inferhub.pipeline.onion import build
 from inferhub.pipeline.trace import Trace
+from inferhub.routing import Router, RouterLimits
 from inferhub.stores.cache.memory import MemoryAnswers
 from inferhub.stores.cache.tiered import TieredAnswers
 from inferhub.stores.counters.memory import MemoryCounters
@@ -64,7 +65,7 @@ def endpoint(infer: Handler, worker: str = "w1", **fields: object) -> Endpoint:
 
 
 def directory(*endpoints: Endpoint) -> Directory:
-    return Directory({"m": endpoints, "empty": ()}, {"route": "m"})
+    return Directory({"m": endpoints, "empty": ()}, {"route": alias("route", "m")})
 
 
 # --- onion -------------------------------------------------------------------------------------
@@ -95,12 +96,9 @@ async def test_started_comes_with_the_first_chunk_and_only_once() -> None:
 
 
 async def test_a_failed_attempt_leaves_nothing_behind() -> None:
-    async def failing(call: Call, emit: Emit) -> None:
-        raise UpstreamFailed
-
     emit = Collector()
     with pytest.raises(UpstreamFailed) as caught:
-        await Dispatch(lambda: directory(endpoint(failing)))(make_call("chat", "m"), emit)
+        await Dispatch(lambda: directory(endpoint(failing(UpstreamFailed()))))(make_call("chat", "m"), emit)
     assert emit.chunks == []
     assert caught.value.endpoint == "w1"
 
@@ -129,6 +127,15 @@ async def test_a_modality_the_model_lacks_is_named() -> None:
         await Dispatch(lambda: directory(endpoint(answering)))(make_call("embedding", "m"), Collector())
 
 
+async def test_an_endpoint_that_was_chosen_is_called_and_no_other() -> None:
+    both = directory(endpoint(failing(UpstreamFailed()), "w1"), endpoint(answering, "w2"))
+    emit = Collector()
+    await Dispatch(lambda: both)(replace(make_call("chat", "m"), endpoint="w2"), emit)
+    assert emit.chunks == [Started("m", "w2"), WORD, END]
+    with pytest.raises(NoEndpoint, match="'w3'"):
+        await Dispatch(lambda: both)(replace(make_call("chat", "m"), endpoint="w3"), Collector())
+
+
 async def test_the_least_busy_endpoint_is_chosen() -> None:
     release = asyncio.Event()
     asked: list[str] = []
@@ -153,60 +160,6 @@ async def test_the_least_busy_endpoint_is_chosen() -> None:
     assert sorted(asked) == ["w1", "w1", "w2", "w2"]
 
 
-# --- attempt -----------------------------------------------------------------------------------
-
-
-def failing_times(count: int, error: Exception, *, after: Chunk | None = None) -> Handler:
-    failures = iter([error] * count)
-
-    async def handler(call: Call, emit: Emit) -> None:
-        failure = next(failures, None)
-        if failure is not None:
-            if after is not None:
-                await emit(after)
-            raise failure
-        await answering(call, emit)
-
-    return handler
-
-
-async def test_retries_before_the_first_chunk() -> None:
-    emit = Collector()
-    attempts: list[int] = []
-
-    async def counting(call: Call, emit: Emit, inner: Handler) -> None:
-        attempts.append(call.attempt)
-        await inner(call, emit)
-
-    await build([Attempt(max_attempts=3), counting], failing_times(2, EndpointLost()))(
-        make_call("chat"), emit
-    )
-    assert emit.chunks == [WORD, END]
-    assert attempts == [1, 2, 3]
-
-
-@pytest.mark.parametrize(
-    "handler",
-    [
-        pytest.param(failing_times(9, UpstreamFailed()), id="attempts used up"),
-        pytest.param(failing_times(1, UpstreamFailed(), after=WORD), id="something was said"),
-        pytest.param(failing_times(1, Invalid()), id="the client's fault"),
-        pytest.param(failing_times(1, Overloaded()), id="no capacity"),
-        pytest.param(failing_times(1, DeadlineExceeded()), id="out of time"),
-    ],
-)
-async def test_gives_up(handler: Handler) -> None:
-    with pytest.raises((UpstreamFailed, Invalid, Overloaded, DeadlineExceeded)):
-        await build([Attempt(max_attempts=2)], handler)(make_call("chat"), Collector())
-
-
-async def test_does_not_retry_past_the_deadline() -> None:
-    call = replace(make_call("chat"), deadline_s=time.monotonic())
-    with pytest.raises(UpstreamFailed) as caught:
-        await build([Attempt(max_attempts=5)], failing_times(9, UpstreamFailed()))(call, Collector())
-    assert caught.value.attempts == 1
-
-
 # --- deadline ----------------------------------------------------------------------------------
 
 
@@ -219,37 +172,35 @@ def hanging(*before: Chunk) -> Handler:
     return handler
 
 
-@pytest.mark.parametrize(
-    ("handler", "timeout_s", "limit"),
-    [
-        (hanging(), 60.0, "first_token_timeout_s"),
-        (hanging(Started("m", "w")), 60.0, "first_token_timeout_s"),
-        (hanging(WORD), 60.0, "idle_timeout_s"),
-        (hanging(WORD), 0.0, "request_timeout_s"),
-    ],
-)
-async def test_each_limit_ends_the_call_and_is_named(handler: Handler, timeout_s: float, limit: str) -> None:
-    ring = Deadline(first_token_timeout_s=0.05, idle_timeout_s=0.05)
-    with pytest.raises(DeadlineExceeded, match=limit):
-        await build([ring], handler)(make_call("chat", timeout_s=timeout_s), Collector())
+def failing(error: Exception) -> Handler:
+    async def handler(call: Call, emit: Emit) -> None:
+        raise error
+
+    return handler
 
 
-async def test_a_slow_client_does_not_use_up_the_upstreams_time() -> None:
-    async def slow_client(chunk: Chunk) -> None:
-        await asyncio.sleep(0.2)
+async def test_the_whole_call_has_a_limit() -> None:
+    with pytest.raises(DeadlineExceeded, match="request_timeout_s"):
+        await build([Deadline()], hanging(WORD))(make_call("chat", timeout_s=0.0), Collector())
 
-    ring = Deadline(first_token_timeout_s=0.1, idle_timeout_s=0.1)
-    await build([ring], answering)(make_call("chat"), slow_client)
+
+async def test_a_route_may_shorten_its_calls() -> None:
+    seen: list[float] = []
+
+    async def handler(call: Call, emit: Emit) -> None:
+        seen.append(call.deadline_s - time.monotonic())
+
+    route = replace(alias("quick", "m"), patience=Patience(request_timeout_s=5))
+    ring = Deadline(lambda: Directory({"m": ()}, {"quick": route}))
+    for name in ("quick", "m"):
+        await build([ring], handler)(make_call("chat", name, timeout_s=60), Collector())
+    await build([ring], handler)(make_call("chat", "quick", timeout_s=2), Collector())
+    assert [round(left_s) for left_s in seen] == [5, 60, 2]
 
 
 async def test_a_timeout_from_within_is_not_taken_for_ours() -> None:
-    async def handler(call: Call, emit: Emit) -> None:
-        raise TimeoutError
-
     with pytest.raises(TimeoutError):
-        await build([Deadline(first_token_timeout_s=9, idle_timeout_s=9)], handler)(
-            make_call("chat"), Collector()
-        )
+        await build([Deadline()], failing(TimeoutError()))(make_call("chat"), Collector())
 
 
 # --- admit -------------------------------------------------------------------------------------
@@ -289,7 +240,7 @@ async def test_every_end_is_counted_once() -> None:
 
     assert 'outcome="ok"} 1.0' in await _outcome(answering)
     assert 'outcome="cancelled"} 1.0' in await _outcome(hanging(WORD))
-    assert 'outcome="upstream_error"} 1.0' in await _outcome(failing_times(1, UpstreamFailed()))
+    assert 'outcome="upstream_error"} 1.0' in await _outcome(failing(UpstreamFailed()))
     assert 'outcome="internal_error"} 1.0' in await _outcome(buggy)
 
 
@@ -300,6 +251,10 @@ async def test_a_bug_becomes_an_internal_error_without_details() -> None:
     with pytest.raises(InternalError) as caught:
         await build([Trace(Metrics())], buggy)(make_call("chat"), Collector())
     assert "secret" not in caught.value.message
+
+
+async def _no_fetch(url: str) -> Fetched:
+    raise AssertionError(url)
 
 
 class Whole:
@@ -316,9 +271,11 @@ class Whole:
             known,
             Metrics(),
             limits,
+            router=Router(RouterLimits()),
             limiter=self.limiter,
             meter=Meter(self.spool, PriceBook, self.limiter.settle),
             cache=Cache(TieredAnswers(MemoryAnswers(2**20), None), known, ttl_s=60),
+            media=Media(_no_fetch),
             cost=lambda *_: 0,
         )
 
@@ -356,8 +313,8 @@ async def test_the_whole_pipeline_answers(tmp_path: Path) -> None:
 async def test_the_ledger_learns_that_time_ran_out(tmp_path: Path) -> None:
     """So does the client, with how full its limits are."""
     whole = Whole(tmp_path / "0", hanging(WORD), PipelineLimits(idle_timeout_s=0.05))
-    with pytest.raises(DeadlineExceeded, match="idle_timeout_s") as caught:
+    with pytest.raises(EndpointStalled, match="idle_timeout_s") as caught:
         await whole.handler(make_call("chat", "m"), Collector())
     assert caught.value.readings[0].remaining == 0
-    assert await whole.status() == "timeout"
+    assert await whole.status() == "endpoint_stalled"
     assert whole.limiter.open == 0

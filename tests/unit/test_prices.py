@@ -118,7 +118,7 @@ def test_a_version_changes_with_the_content_only() -> None:
     [
         ("{model: nn, input_per_mtok: 1}", 4, "unknown model 'nn'"),
         ("{model: othr}", 4, "Did you mean 'other'?"),
-        ("{model: r}", 4, "It is a route; name the model that it leads to"),
+        ("{model: r}", 4, "It is a route; name the models that it leads to"),
         (
             "{model: m, input_per_mtok: -1}",
             14,

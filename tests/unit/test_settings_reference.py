@@ -56,7 +56,7 @@ def test_the_example_of_the_spec_page_loads() -> None:
     page = reference.pages()["spec.md"]
     example = page.split("```yaml\n")[1].split("```")[0]
     spec = load_spec(example, env={"OPENAI_API_KEY": "sk-x"})
-    assert [model.backend for model in spec.models] == ["llamacpp", "openai_compatible"]
+    assert [model.backend for model in spec.models] == ["llamacpp", *["openai_compatible"] * 2]
 
 
 # The command line hands the environment to the loader, test servers hand it to their processes, and the

@@ -111,7 +111,7 @@ modle: 3
         "hub.yaml:12:5: an entry of models cannot be 3",
         "hub.yaml:14:6: the name 'x' is taken by models[1]",
         "hub.yaml:14:15: unknown model 'xx'",
-        "hub.yaml:15:5: the key 'model' is missing",
+        "hub.yaml:15:5: the route leads nowhere; give 'model' or 'targets'",
         "hub.yaml:16:1: unknown key 'modle'. Did you mean 'models'?",
     ):
         assert expected in message, expected
@@ -143,10 +143,11 @@ def test_bad_names(name: str) -> None:
 def test_check_model_is_asked_about_every_model_and_its_refusals_are_placed() -> None:
     asked: list[str] = []
 
-    def check(spec: ModelSpec) -> None:
+    def check(spec: ModelSpec) -> dict[str, str]:
         asked.append(spec.name)
         if spec.name != "b":
             raise SetupError(f"{spec.name} is wrong", param="options")
+        return {}
 
     text = """\
 models:

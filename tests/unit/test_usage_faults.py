@@ -18,9 +18,8 @@ import pytest
 
 from inferhub.core.errors import InferHubError, SetupError, StoreFailed
 from inferhub.core.usage import UsageEvent
-from inferhub.stores import open_usage
+from inferhub.stores import open_usage, postgres_pool
 from inferhub.stores.usage import clickhouse as clickhouse_store
-from inferhub.stores.usage import postgres as postgres_store
 from inferhub.stores.usage import schema
 from inferhub.stores.usage.base import UsageFilter, UsageStore
 from inferhub.testing.backing import Backing, ClickHouse, Postgres, running_clickhouse, running_postgres
@@ -81,7 +80,7 @@ async def test_a_restarted_server_takes_the_next_write(server: Backing) -> None:
 async def test_a_frozen_server_fails_every_question_in_time(
     server: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (postgres_store, clickhouse_store):
+    for module in (postgres_pool, clickhouse_store):
         monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 1.5)
     store = await open_usage(server.fresh())
     await store.write([event(1)])
@@ -136,7 +135,7 @@ WRITER = """
 import asyncio, sys
 sys.path[:0] = sys.argv[2:]
 from test_usage_faults import event
-from inferhub.stores import open_usage
+from inferhub.stores import open_usage, postgres_pool
 async def main():
     store = await open_usage(sys.argv[1])
     batch = [event(number) for number in range(40_000)]
@@ -251,7 +250,7 @@ async def test_a_server_that_is_not_there_is_named_without_its_password(scheme: 
 async def test_a_frozen_server_fails_the_opening_in_time(
     server: Backing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (postgres_store, clickhouse_store):
+    for module in (postgres_pool, clickhouse_store):
         monkeypatch.setattr(module, "CONNECT_TIMEOUT_S", 0.5)
         monkeypatch.setattr(module, "STATEMENT_TIMEOUT_S", 1.0)
     url = server.fresh()

@@ -12,16 +12,22 @@ import pytest
 
 from inferhub.core.errors import (
     BackendRefused,
+    ContentFiltered,
+    ContextOverflow,
     InferHubError,
+    Overloaded,
     UpstreamDenied,
+    UpstreamExhausted,
     UpstreamFailed,
+    UpstreamRateLimited,
 )
 from inferhub.core.usage import Usage
 from inferhub.modalities.chat import ChatDelta, TokenLogprob
+from inferhub.wire.foreign import clean_text, read_retry_after_s
 from inferhub.wire.openai_chat import ChatReader, convert_chat_chunk, parse_chat_chunk
 from inferhub.wire.openai_completion import CompletionReader, parse_completion_chunk
 from inferhub.wire.openai_embedding import read_embeddings
-from inferhub.wire.openai_errors import clean_text, read_error, read_retry_after_s, read_stream_error
+from inferhub.wire.openai_errors import read_error, read_stream_error
 
 # --- chat ------------------------------------------------------------------------------------------
 
@@ -230,7 +236,7 @@ def packed(*values: float) -> str:
 
 def test_contract_050_both_encodings_give_the_same_bytes_in_order() -> None:
     body = embeddings((1, [0.5, 2]), (0, packed(0.1, -1)), usage={"prompt_tokens": 3})
-    deltas, usage = read_embeddings(body, 2)
+    deltas, usage, _ = read_embeddings(body, 2)
     assert [(d.index, d.vector) for d in deltas] == [
         (0, struct.pack("<2f", 0.1, -1)),
         (1, struct.pack("<2f", 0.5, 2)),
@@ -239,7 +245,7 @@ def test_contract_050_both_encodings_give_the_same_bytes_in_order() -> None:
 
 
 def test_embeddings_without_index_keep_their_order() -> None:
-    deltas, usage = read_embeddings(b'{"data":[{"embedding":[1]},{"embedding":[2]}]}', 2)
+    deltas, usage, _ = read_embeddings(b'{"data":[{"embedding":[1]},{"embedding":[2]}]}', 2)
     assert [d.vector for d in deltas] == [struct.pack("<f", 1), struct.pack("<f", 2)]
     assert usage.source == "unknown"
 
@@ -338,6 +344,31 @@ def test_refused_credentials_say_nothing_of_them() -> None:
 @pytest.mark.parametrize("error", [{"message": "it broke"}, "it broke"])
 def test_stream_errors_are_failures_whatever_their_shape(error: Any) -> None:
     assert read_stream_error(error).message == "The upstream reported an error: it broke"
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "kind"),
+    [
+        (400, "This model's maximum context length is 10 tokens.", ContextOverflow),
+        (400, "No such role.", BackendRefused),
+        (401, "Incorrect key sk-se***123", UpstreamDenied),
+        (402, "Pay first.", UpstreamExhausted),
+        (429, "Slow down.", UpstreamRateLimited),
+        (503, "Full.", Overloaded),
+        (500, "It broke.", UpstreamFailed),
+        (200, "It broke.", UpstreamFailed),
+        (True, "It broke.", UpstreamFailed),
+        ("context_length_exceeded", "Too long.", ContextOverflow),
+        ("content_filter", "No.", ContentFiltered),
+        ("rate_limit_exceeded", "Slow down.", UpstreamRateLimited),
+        ("insufficient_quota", "Pay first.", UpstreamExhausted),
+        ("server_error", "It broke.", UpstreamFailed),
+    ],
+)
+def test_stream_errors_mean_what_their_code_says(code: Any, message: str, kind: type[InferHubError]) -> None:
+    error = read_stream_error({"message": message, "code": code})
+    assert type(error) is kind
+    assert "sk-" not in error.message
 
 
 @pytest.mark.parametrize("error", [True, 5, {}, ["a"], {"message": None}])
