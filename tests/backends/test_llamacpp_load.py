@@ -39,12 +39,15 @@ async def load(path: Path, *, slots: int = 2, device: str = "auto", **options: A
 async def test_declares_what_it_can(llama: LlamaCpp) -> None:
     chat_features = {
         "stream", "tools", "tool_choice_named", "json_object", "json_schema", "logprobs", "n", "seed",
-        "logit_bias",
+        "logit_bias", "prefill",
     }  # fmt: skip
-    text_features = {"stream", "logprobs", "n", "many_prompts", "token_prompts", "seed", "logit_bias"}
+    text_features = {
+        "stream", "logprobs", "n", "many_prompts", "token_prompts", "seed", "logit_bias", "prefill",
+    }  # fmt: skip
     assert llama.capabilities == (
         Capability("chat", frozenset(chat_features), context_tokens=8192),
         Capability("completion", frozenset(text_features), context_tokens=8192),
+        Capability("token_count", frozenset({"tools"}), context_tokens=8192),
     )
 
 

@@ -1,7 +1,6 @@
 """Token counts: a chat request in, how many tokens its prompt has for this model out. Nothing is generated.
 
-Uses none of the caller's tokens, and costs what a request alone costs: nothing, unless the model has a price
-for that. For limits of requests it is one like any other.
+Costs nothing and uses none of the caller's tokens; for limits of requests it is one like any other.
 """
 
 from __future__ import annotations
