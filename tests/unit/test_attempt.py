@@ -313,7 +313,7 @@ async def test_the_budget_keeps_an_outage_from_multiplying() -> None:
     world = World(
         {"a": saying(gate, EndpointLost()), "b": saying(here, *GOOD)},
         router_limits=RouterLimits(BreakerLimits(failures_in_row=0)),
-    ).route(FALLBACK)
+    ).route(Route("r", (Target("a"), Target("b", priority=1))))
     calls = [asyncio.create_task(world.ask()) for _ in range(50)]
     while len(world.asked) < 50:
         await asyncio.sleep(0)
@@ -325,6 +325,24 @@ async def test_the_budget_keeps_an_outage_from_multiplying() -> None:
     assert 3 <= world.names.count("b") <= 10
     assert sum(isinstance(outcome, EndpointLost) for outcome in outcomes) == 50 - world.names.count("b")
     assert "inferhub_retries_refused_total 4" in world.metrics.exposition().decode()
+    world.check_idle()
+
+
+async def test_a_fallback_takes_over_every_call_of_an_outage() -> None:
+    """It is no retry, so no budget keeps it from doing what it is there for."""
+    gate, here = asyncio.Event(), asyncio.Event()
+    world = World(
+        {"a": saying(gate, EndpointLost()), "b": saying(here, *GOOD)},
+        router_limits=RouterLimits(BreakerLimits(failures_in_row=0), retry_share=0, retry_minimum=0),
+    ).route(FALLBACK)
+    calls = [asyncio.create_task(world.ask()) for _ in range(50)]
+    while len(world.asked) < 50:
+        await asyncio.sleep(0)
+    gate.set()
+    while world.names.count("b") < 50:
+        await asyncio.sleep(0)
+    here.set()
+    await asyncio.gather(*calls)
     world.check_idle()
 
 

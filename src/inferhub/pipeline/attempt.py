@@ -178,7 +178,7 @@ class _Chain:
         candidate = self._journey.next(cause, must=frozenset((PREFILL,)) if begun else frozenset())
         if candidate is None or (self._is_same(leg, candidate) and not error.retryable):
             return None
-        if not self._journey.may_retry():
+        if not candidate.is_fallback and not self._journey.may_retry():
             self._ring.count_over_budget()
             return None
         return candidate

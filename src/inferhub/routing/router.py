@@ -259,7 +259,8 @@ class Journey:
 
     def entered(self, trial: Trial) -> None:
         candidate = trial.candidate
-        is_retry = bool(self._tried)
+        # A fallback is no retry: each is asked once a call, so that it cannot be asked more than calls come.
+        is_retry = bool(self._tried) and not candidate.is_fallback
         self._router.budget.retries += is_retry
         self._running[trial] = is_retry
         self._tried[candidate.key] = self._tried.get(candidate.key, 0) + 1

@@ -308,7 +308,7 @@ class Settings(BaseModel):
         0.2,
         ge=0,
         le=1,
-        description="Most tries beyond the first that run at once, as a share of the calls that run; a few "
+        description="Most retries and hedges that run at once, as a share of the calls that run; a few "
         "are always allowed. An outage so never multiplies the load.",
     )
     breaker_failures: int = Field(
