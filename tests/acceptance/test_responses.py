@@ -33,7 +33,8 @@ models:
   - {{name: slow, backend: echo, options: {{gap_s: 0.2}}}}
   - {{name: breaks-late, backend: echo, options: {{fail_every: 1, fail_at: 2}}}}
   - {{name: remote, backend: openai_compatible, options: {{base_url: "{upstream}"}}}}
-  - {{name: native, backend: openai_compatible, options: {{base_url: "{upstream}", responses: true}}}}
+  - {{name: native, backend: openai_compatible,
+     options: {{base_url: "{upstream}", responses: true, remote_urls: true}}}}
 """
 TOOL: dict[str, Any] = {
     "type": "function",
