@@ -26,7 +26,10 @@ def run(options: Options) -> Outcome:
     count = int(options.scaled(_STREAMS))
     with Processes() as processes:
         upstream = start_scripted_upstream(processes)
-        gateway = start_serve(processes, "serve", [remote_model(upstream.url)])
+        model = remote_model(upstream.url)
+        # Each open stream holds a connection to the upstream.
+        model["options"]["max_connections"] = _STREAMS + _AT_ONCE
+        gateway = start_serve(processes, "serve", [model])
         return asyncio.run(_measure(gateway, count))
 
 
