@@ -339,13 +339,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
 # --- errors ---------------------------------------------------------------------------------------
 
 
-def _tree(kind: type[InferHubError]) -> Iterator[type[InferHubError]]:
-    yield kind
-    for child in kind.__subclasses__():
-        yield from _tree(child)
-
-
-_BY_CODE = {kind.code: kind for kind in _tree(InferHubError)}
+_BY_CODE = {kind.code: kind for kind in errors.family(InferHubError)}
 _BY_STATUS: dict[int, type[InferHubError]] = {
     400: errors.Invalid,
     401: errors.Unauthenticated,

@@ -210,11 +210,6 @@ def test_who_is_full_is_asked_when_nobody_well_is_left() -> None:
     assert choose(alias("r", "m"), m=LIMITED) == []
 
 
-def test_an_avoided_endpoint_is_asked_last() -> None:
-    route = Route("r", (Target("a"), Target("b")))
-    assert ids(choose(route, asked=replace(ASKED, avoid=frozenset({"a"})))) == ["b", "a"]
-
-
 # Ejection.
 
 

@@ -117,8 +117,6 @@ class Call:
     unknown_params: tuple[str, ...] = ()
     """Top-level names in `body` that the request struct does not have."""
     attempt: int = 1
-    avoid: frozenset[str] = frozenset()
-    """Endpoints that already failed this call."""
     endpoint: str = ""
     """Chosen by the attempt ring; empty lets dispatch choose."""
     native: Native | None = None

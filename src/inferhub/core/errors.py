@@ -44,6 +44,7 @@ InferHubError
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from inferhub.core.quota import Reading
@@ -83,6 +84,13 @@ class InferHubError(Exception):
         self.readings: tuple[Reading, ...] = ()
         """How full the caller's limits are, where admission looked at them."""
         super().__init__(self.message)
+
+
+def family(root: type[InferHubError]) -> Iterator[type[InferHubError]]:
+    """A class and all below it."""
+    yield root
+    for child in root.__subclasses__():
+        yield from family(child)
 
 
 class RequestError(InferHubError):

@@ -20,6 +20,11 @@ class Capability:
     """Length of an embedding vector."""
 
 
+def public_name(deployment: str) -> str:
+    """What the operator called the model: without the mark of its version, `#…`, that gateways add."""
+    return deployment.partition("#")[0]
+
+
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
     """One model as the operator wants it; validated, and the same on every worker."""
@@ -38,8 +43,7 @@ class ModelSpec:
 
     @property
     def public_name(self) -> str:
-        """What the operator called the model: without the mark of its version, `#…`, that gateways add."""
-        return self.name.partition("#")[0]
+        return public_name(self.name)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from inferhub.core.errors import Draining, EndpointLost, InferHubError, SetupError
-from inferhub.core.models import ModelSpec, ModelStatus
+from inferhub.core.models import ModelSpec, ModelStatus, public_name
 from inferhub.core.serving import Endpoint, WorkerStatus
 from inferhub.pipeline.directory import Directory
 from inferhub.settings.spec import Spec
@@ -34,10 +34,6 @@ def deployment_of(spec: ModelSpec) -> ModelSpec:
     """
     content = msgspec.json.encode(spec, order="deterministic")
     return replace(spec, name=f"{spec.name}#{hashlib.sha256(content).hexdigest()[:10]}")
-
-
-def public_name(deployment: str) -> str:
-    return deployment.partition("#")[0]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -6,6 +6,7 @@ The page's scripts and styles are served from here, so it works offline.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 import msgspec
@@ -16,7 +17,7 @@ from fastapi.responses import HTMLResponse
 from starlette.staticfiles import StaticFiles
 
 from inferhub import __version__
-from inferhub.core.errors import InferHubError, InternalError, LimitReached, RequestError, ServingError
+from inferhub.core.errors import InternalError, LimitReached, RequestError, ServingError, family
 from inferhub.gateway.dialects import dialects
 from inferhub.gateway.dialects.base import Dialect
 from inferhub.gateway.problems import ANTHROPIC, OPENAI, Form, form_at
@@ -107,10 +108,7 @@ def _operation(dialect: Dialect, refs: _Refs) -> Mapping[str, Any]:
 def _errors(form: Form) -> Mapping[int, list[str]]:
     """What may go wrong with a call, by the status that clients of this form see."""
     found: dict[int, list[str]] = {}
-    pending: list[type[InferHubError]] = [RequestError, ServingError, InternalError]
-    while pending:
-        kind = pending.pop(0)
-        pending += kind.__subclasses__()
+    for kind in chain(family(RequestError), family(ServingError), family(InternalError)):
         if kind not in _GROUPS:
             error = kind()
             found.setdefault(form.status(error), []).append(f"`{kind.code}`: {error.message}")

@@ -30,7 +30,7 @@ class Dispatch:
 
     async def __call__(self, call: Call, emit: Emit) -> None:
         model, endpoints = self._directory().resolve(call.model, call.principal.may_call)
-        endpoint = chosen(endpoints, call) if call.endpoint else pick(endpoints, call, self._running)
+        endpoint = chosen(endpoints, call) if call.endpoint else pick(endpoints, self._running)
         capability = fit(call, model, endpoint)
         if self._media is not None and self._media.concerns(call):
             call = await self._media.inline(call, capability)
@@ -69,12 +69,11 @@ def chosen(endpoints: Sequence[Endpoint], call: Call) -> Endpoint:
     raise NoEndpoint(f"The endpoint {call.endpoint!r} of model {call.model!r} is gone.", retry_after_s=1.0)
 
 
-def pick(endpoints: Sequence[Endpoint], call: Call, running: Counter[str]) -> Endpoint:
-    """The least busy endpoint that has not failed this call yet."""
+def pick(endpoints: Sequence[Endpoint], running: Counter[str]) -> Endpoint:
+    """The least busy endpoint."""
     if len(endpoints) == 1:
         return endpoints[0]
-    fresh = [e for e in endpoints if e.id not in call.avoid] or endpoints
-    return min(fresh, key=lambda e: running[e.id])
+    return min(endpoints, key=lambda e: running[e.id])
 
 
 def fit(call: Call, model: str, endpoint: Endpoint) -> Capability:

@@ -32,6 +32,7 @@ from inferhub.core.errors import (
     RequestError,
     UpstreamDenied,
     UpstreamRateLimited,
+    family,
 )
 from inferhub.core.prices import PriceBook, cost, nano_usd
 from inferhub.core.quota import Reservation, Unit
@@ -308,12 +309,7 @@ def _did_nothing(failure: BaseException | None) -> bool:
 
 @cache
 def _nothing_done_codes() -> frozenset[str]:
-    found, kinds = set(), list(_NOTHING_DONE)
-    while kinds:
-        kind = kinds.pop()
-        found.add(kind.code)
-        kinds += kind.__subclasses__()
-    return frozenset(found)
+    return frozenset(kind.code for root in _NOTHING_DONE for kind in family(root))
 
 
 @cache

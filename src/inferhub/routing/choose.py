@@ -53,8 +53,6 @@ class Asked:
     """Features without which an endpoint is of no use."""
     session: str = ""
     tried: frozenset[Key] = frozenset()
-    avoid: frozenset[str] = frozenset()
-    """Endpoints, by id, that are asked last."""
     causes: frozenset[Cause] = frozenset()
     """What the last attempt failed for."""
     hard: frozenset[Cause] = frozenset()
@@ -101,7 +99,7 @@ def order(
     """The endpoints left for this call, the best first. `facts` has every endpoint of the route."""
     forced = _let_through(facts, asked.max_ejected_share)
     targets = [] if asked.hard else _targets(route, endpoints, facts, asked)
-    well = [(priority, option) for priority, option in targets if _is_well(option, asked)]
+    well = [(priority, option) for priority, option in targets if _is_well(option)]
     groups = [
         (priority, _ranked(route, [o for p, o in well if p == priority], asked, random))
         for priority in sorted({priority for priority, _ in well})
@@ -112,14 +110,12 @@ def order(
     for place, fallback in enumerate(_eligible(route, targets, well, asked)):
         options = _options(fallback.model, 1, endpoints, facts, asked)
         options = [o for o in options if _is_capable(o.endpoint, asked.modality, asked.needs | asked.must)]
-        ready = _least_loaded(
-            [o for o in options if _is_well(o, asked)], asked, random, sticks=route.affinity
-        )
+        ready = _least_loaded([o for o in options if _is_well(o)], asked, random, sticks=route.affinity)
         fallbacks += [_fallback(o, place) for o in ready]
-        late += [_fallback(o, place, _last_term(o)) for o in options if _is_last(o, asked, forced)]
+        late += [_fallback(o, place, _last_term(o)) for o in options if _is_last(o, forced)]
     if asked.well_only:
         return (*found, *fallbacks)
-    last = [(priority, o) for priority, o in targets if _is_last(o, asked, forced)]
+    last = [(priority, o) for priority, o in targets if _is_last(o, forced)]
     last.sort(key=lambda pair: (pair[1].facts.standing is Standing.OPEN, pair[1].facts.until_s, pair[0]))
     unwell = [
         Candidate(o.endpoint, o.model, priority, why=(("priority", priority), _last_term(o)))
@@ -175,23 +171,20 @@ def _is_capable(endpoint: Endpoint, modality: str, needs: frozenset[str]) -> boo
     return capability is not None and needs <= capability.features
 
 
-def _is_well(option: _Option, asked: Asked) -> bool:
-    return option.facts.standing is Standing.WELL and option.endpoint.id not in asked.avoid
+def _is_well(option: _Option) -> bool:
+    return option.facts.standing is Standing.WELL
 
 
-def _is_last(option: _Option, asked: Asked, forced: frozenset[Key]) -> bool:
-    """Asked where nobody well is left: full, avoided, or let through its open breaker."""
+def _is_last(option: _Option, forced: frozenset[Key]) -> bool:
+    """Asked where nobody well is left: full, or let through its open breaker."""
     standing = option.facts.standing
     if standing is Standing.OPEN:
         return key_of(option.endpoint) in forced
-    return standing is Standing.FULL or (standing is Standing.WELL and not _is_well(option, asked))
+    return standing is Standing.FULL
 
 
 def _last_term(option: _Option) -> tuple[str, float]:
-    standing = option.facts.standing
-    if standing is Standing.OPEN:
-        return ("fail_open", 1)
-    return ("full", 1) if standing is Standing.FULL else ("avoided", 1)
+    return ("fail_open" if option.facts.standing is Standing.OPEN else "full", 1)
 
 
 def _eligible(

@@ -299,7 +299,6 @@ class Journey:
             must=must,
             session=f"{call.principal.tenant_id}/{call.session}" if call.session else "",
             tried=frozenset(self._tried),
-            avoid=call.avoid,
             causes=frozenset((cause,) if cause else ()),
             hard=frozenset(self._hard),
             admitted=frozenset(self._admitted),

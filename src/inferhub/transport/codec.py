@@ -132,14 +132,8 @@ def _raw(chunk: pb.Chunk) -> bytes | None:
 # --- errors ------------------------------------------------------------------------------------
 
 
-def _tree(root: type[InferHubError]) -> Iterator[type[InferHubError]]:
-    yield root
-    for child in root.__subclasses__():
-        yield from _tree(child)
-
-
 # A plug-in's own subclass is not in the table: it travels as its nearest ancestor that every side knows.
-_ERRORS = {kind.code: kind for kind in _tree(InferHubError) if kind.__module__ == errors.__name__}
+_ERRORS = {kind.code: kind for kind in errors.family(InferHubError) if kind.__module__ == errors.__name__}
 
 
 def encode_error(error: InferHubError) -> pb.Error:

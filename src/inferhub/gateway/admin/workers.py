@@ -9,7 +9,6 @@ from fastapi import APIRouter
 
 from inferhub.core.serving import WorkerStatus
 from inferhub.gateway.access import GuardedRoute
-from inferhub.gateway.fleet import public_name
 
 
 def workers_router(workers: Callable[[], Mapping[str, WorkerStatus | None]]) -> APIRouter:
@@ -33,7 +32,7 @@ def _card(name: str, status: WorkerStatus | None) -> Mapping[str, Any]:
         # Options are left out: they may hold an upstream's key.
         "models": [
             {
-                "name": public_name(model.spec.name),
+                "name": model.spec.public_name,
                 "backend": model.spec.backend,
                 "device": model.device,
                 "slots": model.spec.slots,
