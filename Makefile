@@ -63,7 +63,7 @@ proto: $(DEV)  ## write the gRPC code again
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \
   --no-emit-index-url --no-header --no-annotate $(if $(UPGRADE),--upgrade)
 
-EXTRAS = --extra local --extra postgres --extra redis --extra clickhouse --extra kafka
+EXTRAS = --extra local --extra postgres --extra redis --extra clickhouse --extra kafka --extra s3
 
 lock: $(BOOTSTRAPPED)  ## pin dependencies again after pyproject.toml changed (UPGRADE=1: newest)
 	$(COMPILE) locks/bootstrap.in -o locks/bootstrap.lock

@@ -6,7 +6,7 @@ Everyone imports this module; it imports only its sibling nouns.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Literal
@@ -96,6 +96,28 @@ class Native:
 
 
 @dataclass(frozen=True, slots=True)
+class Media:
+    """A file that came with a request, as its client sent it: nothing in it is trusted."""
+
+    field: str
+    """Of the form it came in: `file`, `image`, `mask`."""
+    data: bytes = field(repr=False)
+    kind: str = ""
+    """Media type, found out from the bytes, such as `audio/wav`."""
+    name: str = ""
+    """The client's name for the file, made harmless; for upstreams that go by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """What a client says while it is answered already: live sound, or a word about it."""
+
+    data: bytes = field(default=b"", repr=False)
+    event: str = ""
+    """Empty for sound. Else a name from the modality, such as `commit`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One request on its way down. Derive a changed one with `dataclasses.replace`; never mutate."""
 
@@ -119,6 +141,10 @@ class Call:
     attempt: int = 1
     endpoint: str = ""
     """Chosen by the attempt ring; empty lets dispatch choose."""
+    media: tuple[Media, ...] = ()
+    """Files that belong to `request`."""
+    incoming: AsyncIterator[Frame] | None = field(default=None, repr=False)
+    """Set where the client goes on talking. Read once, by one endpoint: such a call is never tried again."""
     native: Native | None = None
     """Set where the client speaks another dialect than the modality's own."""
     session: str = ""

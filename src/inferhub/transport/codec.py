@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import msgspec
 
 from inferhub.core import errors
-from inferhub.core.call import Call, Chunk, Delta, Finished, Native, Started
+from inferhub.core.call import Call, Chunk, Delta, Finished, Frame, Media, Native, Started
 from inferhub.core.errors import InferHubError, Invalid, ServingError, UpstreamFailed
 from inferhub.core.models import Capability, ModelSpec, ModelStatus
 from inferhub.core.serving import DeviceStatus, WorkerStatus
@@ -58,6 +58,7 @@ class Codec:
             key=call.key,
             native=pb.Native(dialect=call.native.dialect, body=call.native.body) if call.native else None,
             resume=call.resume,
+            media=[pb.Media(field=m.field, data=m.data, kind=m.kind, name=m.name) for m in call.media],
         )
 
     def decode_call(self, message: pb.InferRequest, traceparent: str | None) -> Call:
@@ -86,6 +87,7 @@ class Codec:
             if message.HasField("native")
             else None,
             resume=message.resume,
+            media=tuple(Media(m.field, m.data, m.kind, m.name) for m in message.media),
         )
 
     def encode_chunk(self, chunk: Chunk) -> pb.Chunk:
@@ -123,6 +125,14 @@ class Codec:
         if decoder is None:
             decoder = self._decoders[shape] = msgspec.json.Decoder(shape)
         return decoder
+
+
+def encode_frame(frame: Frame) -> pb.Frame:
+    return pb.Frame(data=frame.data, event=frame.event)
+
+
+def decode_frame(message: pb.Frame) -> Frame:
+    return Frame(message.data, message.event)
 
 
 def _raw(chunk: pb.Chunk) -> bytes | None:

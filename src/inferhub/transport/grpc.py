@@ -16,7 +16,7 @@ from typing import Any, cast
 import grpc
 import grpc.aio
 
-from inferhub.core.call import Call, Emit, Finished
+from inferhub.core.call import Call, Emit, Finished, Frame
 from inferhub.core.errors import (
     DeadlineExceeded,
     EndpointLost,
@@ -99,7 +99,7 @@ class GrpcTransport:
         remaining_s = call.deadline_s - time.monotonic()
         if remaining_s <= 0:
             raise DeadlineExceeded("The call's time was over before it reached a worker.")
-        rpc = self._open(self._codec.encode_call(call), remaining_s + DEADLINE_SLACK_S, call.traceparent)
+        rpc = self._open(call, remaining_s + DEADLINE_SLACK_S)
         try:
             await self._relay(rpc, call.modality, emit)
         finally:
@@ -126,12 +126,16 @@ class GrpcTransport:
         """Hang up; calls in flight end as `EndpointLost`. The worker lives on."""
         await self._channel.close()
 
-    def _open(self, request: pb.InferRequest, timeout_s: float, traceparent: str | None) -> Any:
-        metadata = self._authorization
+    def _open(self, call: Call, timeout_s: float) -> Any:
+        request = self._codec.encode_call(call)
+        metadata, traceparent = self._authorization, call.traceparent
         # gRPC refuses the whole call over a header that is not plain ASCII.
         if traceparent and traceparent.isascii() and traceparent.isprintable():
             metadata = (*metadata, ("traceparent", traceparent))
         try:
+            if call.incoming is not None:
+                said = _utterances(request, call.incoming)
+                return self._stub.Converse(said, timeout=timeout_s, metadata=metadata)
             return self._stub.Infer(request, timeout=timeout_s, metadata=metadata)
         except grpc.aio.UsageError as error:
             raise EndpointLost("The connection to the worker is closed.") from error
@@ -159,6 +163,13 @@ class GrpcTransport:
         if reply.HasField("error"):
             raise wire.decode_error(reply.error)
         return reply
+
+
+async def _utterances(request: pb.InferRequest, frames: AsyncIterator[Frame]) -> AsyncIterator[pb.Utterance]:
+    """Pulled by gRPC as fast as the worker takes them: that is the back-pressure."""
+    yield pb.Utterance(request=request)
+    async for frame in frames:
+        yield pb.Utterance(frame=wire.encode_frame(frame))
 
 
 async def _translated(asked: Awaitable[Any], where: str, refused: type[InferHubError] = SetupError) -> Any:

@@ -10,7 +10,8 @@ import asyncio
 import hmac
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -18,6 +19,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from inferhub.core.call import Frame
 from inferhub.core.errors import InferHubError, InternalError, PortTaken, SetupError
 from inferhub.telemetry.ports import holder
 from inferhub.transport import codec as wire
@@ -94,6 +96,15 @@ class _Servicer(pb_grpc.WorkerServicer):
         self._status = status
 
     async def Infer(self, request: pb.InferRequest, context: Any) -> None:  # noqa: N802
+        await self._answer(request, None, context)
+
+    async def Converse(self, said: AsyncIterator[pb.Utterance], context: Any) -> None:  # noqa: N802
+        first = await anext(said, pb.Utterance())
+        await self._answer(first.request, _frames(said), context)
+
+    async def _answer(
+        self, request: pb.InferRequest, incoming: AsyncIterator[Frame] | None, context: Any
+    ) -> None:
         answer = Coalescer(
             context.write,
             self._codec.encode_chunk,
@@ -102,6 +113,8 @@ class _Servicer(pb_grpc.WorkerServicer):
         )
         try:
             call = self._codec.decode_call(request, _traceparent(context))
+            if incoming is not None:
+                call = replace(call, incoming=incoming)
             await self._worker.infer(call, answer.emit)
         except Exception as error:
             if not answer.is_broken:
@@ -136,6 +149,11 @@ class _Servicer(pb_grpc.WorkerServicer):
             return pb.StatusReply(worker=wire.encode_worker(await self._worker.status()))
 
         return await _replied(status, pb.StatusReply)
+
+
+async def _frames(said: AsyncIterator[pb.Utterance]) -> AsyncIterator[Frame]:
+    async for utterance in said:
+        yield wire.decode_frame(utterance.frame)
 
 
 async def _replied(act: Callable[[], Awaitable[_Reply]], reply: Callable[..., _Reply]) -> _Reply:

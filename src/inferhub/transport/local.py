@@ -5,10 +5,11 @@ Assembly makes one; the gateway calls it. It never starts, drains or closes the 
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
-from inferhub.core.call import Call, Chunk, Emit
+from inferhub.core.call import Call, Chunk, Emit, Frame
 from inferhub.core.errors import InferHubError
 from inferhub.core.models import ModelSpec, ModelStatus
 from inferhub.core.serving import WorkerStatus
@@ -41,7 +42,10 @@ class LocalTransport:
                 await emit(copy)
 
         request = pb.InferRequest.FromString(codec.encode_call(call).SerializeToString())
-        await _strictly(self._worker.infer, codec.decode_call(request, call.traceparent), emit_copy)
+        copy = codec.decode_call(request, call.traceparent)
+        if call.incoming is not None:
+            copy = replace(copy, incoming=_copies(call.incoming))
+        await _strictly(self._worker.infer, copy, emit_copy)
 
     async def load(self, spec: ModelSpec) -> ModelStatus:
         if self._strict is None:
@@ -64,6 +68,11 @@ class LocalTransport:
 
     async def close(self) -> None:
         """Nothing to let go of: who made the worker closes it."""
+
+
+async def _copies(frames: AsyncIterator[Frame]) -> AsyncIterator[Frame]:
+    async for frame in frames:
+        yield wire.decode_frame(pb.Frame.FromString(wire.encode_frame(frame).SerializeToString()))
 
 
 async def _strictly(method: Callable[..., Awaitable[_T]], *arguments: object) -> _T:

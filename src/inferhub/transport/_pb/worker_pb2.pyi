@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class InferRequest(_message.Message):
-    __slots__ = ("call_id", "modality", "model", "body", "principal", "remaining_s", "stream", "key", "native", "resume")
+    __slots__ = ("call_id", "modality", "model", "body", "principal", "remaining_s", "stream", "key", "native", "resume", "media")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -18,6 +18,7 @@ class InferRequest(_message.Message):
     KEY_FIELD_NUMBER: _ClassVar[int]
     NATIVE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     modality: str
     model: str
@@ -28,7 +29,36 @@ class InferRequest(_message.Message):
     key: str
     native: Native
     resume: str
-    def __init__(self, call_id: _Optional[str] = ..., modality: _Optional[str] = ..., model: _Optional[str] = ..., body: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., remaining_s: _Optional[float] = ..., stream: _Optional[bool] = ..., key: _Optional[str] = ..., native: _Optional[_Union[Native, _Mapping]] = ..., resume: _Optional[str] = ...) -> None: ...
+    media: _containers.RepeatedCompositeFieldContainer[Media]
+    def __init__(self, call_id: _Optional[str] = ..., modality: _Optional[str] = ..., model: _Optional[str] = ..., body: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., remaining_s: _Optional[float] = ..., stream: _Optional[bool] = ..., key: _Optional[str] = ..., native: _Optional[_Union[Native, _Mapping]] = ..., resume: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Media, _Mapping]]] = ...) -> None: ...
+
+class Media(_message.Message):
+    __slots__ = ("field", "data", "kind", "name")
+    FIELD_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    field: str
+    data: bytes
+    kind: str
+    name: str
+    def __init__(self, field: _Optional[str] = ..., data: _Optional[bytes] = ..., kind: _Optional[str] = ..., name: _Optional[str] = ...) -> None: ...
+
+class Utterance(_message.Message):
+    __slots__ = ("request", "frame")
+    REQUEST_FIELD_NUMBER: _ClassVar[int]
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    request: InferRequest
+    frame: Frame
+    def __init__(self, request: _Optional[_Union[InferRequest, _Mapping]] = ..., frame: _Optional[_Union[Frame, _Mapping]] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("data", "event")
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    EVENT_FIELD_NUMBER: _ClassVar[int]
+    data: bytes
+    event: str
+    def __init__(self, data: _Optional[bytes] = ..., event: _Optional[str] = ...) -> None: ...
 
 class Native(_message.Message):
     __slots__ = ("dialect", "body")

@@ -39,6 +39,11 @@ class WorkerStub:
                 request_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferRequest.SerializeToString,
                 response_deserializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.FromString,
                 _registered_method=True)
+        self.Converse = channel.stream_stream(
+                '/inferhub.worker.v1.Worker/Converse',
+                request_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.Utterance.SerializeToString,
+                response_deserializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.FromString,
+                _registered_method=True)
         self.Load = channel.unary_unary(
                 '/inferhub.worker.v1.Worker/Load',
                 request_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.LoadRequest.SerializeToString,
@@ -66,6 +71,13 @@ class WorkerServicer:
 
     def Infer(self, request, context):
         """Answers one call. Cancelling the RPC frees the engine's slot.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Converse(self, request_iterator, context):
+        """The same for a call whose client goes on talking: the request first, then frames until the half-close.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,6 +117,11 @@ def add_WorkerServicer_to_server(servicer, server):
             'Infer': grpc.unary_stream_rpc_method_handler(
                     servicer.Infer,
                     request_deserializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferRequest.FromString,
+                    response_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.SerializeToString,
+            ),
+            'Converse': grpc.stream_stream_rpc_method_handler(
+                    servicer.Converse,
+                    request_deserializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.Utterance.FromString,
                     response_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.SerializeToString,
             ),
             'Load': grpc.unary_unary_rpc_method_handler(
@@ -154,6 +171,33 @@ class Worker:
             target,
             '/inferhub.worker.v1.Worker/Infer',
             inferhub_dot_transport_dot___pb_dot_worker__pb2.InferRequest.SerializeToString,
+            inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Converse(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/inferhub.worker.v1.Worker/Converse',
+            inferhub_dot_transport_dot___pb_dot_worker__pb2.Utterance.SerializeToString,
             inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.FromString,
             options,
             channel_credentials,
