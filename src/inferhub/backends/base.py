@@ -51,6 +51,12 @@ class Backend(ABC):
         environment when the spec is read, where a missing variable is an error with its place."""
         return {}
 
+    @classmethod
+    def offers(cls, spec: ModelSpec) -> tuple[Capability, ...] | None:
+        """`capabilities` as known before `load`, with options already checked: such a model may wait unloaded
+        until somebody calls it. None where only the loaded model can tell."""
+        return None
+
     @property
     @abstractmethod
     def capabilities(self) -> tuple[Capability, ...]:

@@ -19,15 +19,11 @@ from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.payload import ClientGone, Receive
 from inferhub.gateway.problems import OPENAI, Form, Headers, error_headers, problem_of, trail_headers
 from inferhub.gateway.ratelimit import ratelimit_headers
-from inferhub.modalities.base import Envelope
+from inferhub.modalities.base import EVENT_STREAM, JSON, Envelope
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
-_SSE: Headers = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
-    (b"cache-control", b"no-cache"),
-    (b"x-accel-buffering", b"no"),
-]
+_STREAM: Headers = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
 
 _LINGER_S = 2.0
 _MAX_HELD_BYTES = 16 * 1024
@@ -76,7 +72,12 @@ class Exchange:
             raise ClientGone from error
 
     async def json(self, status: int, body: bytes, headers: Headers, *, is_last: bool = True) -> None:
-        fields = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self.whole(status, JSON, body, headers, is_last=is_last)
+
+    async def whole(
+        self, status: int, content_type: str, body: bytes, headers: Headers, *, is_last: bool = True
+    ) -> None:
+        fields = [(b"content-type", content_type.encode()), (b"content-length", str(len(body)).encode())]
         fields += self.common_headers()
         fields += headers
         await self.write({"type": "http.response.start", "status": status, "headers": fields})
@@ -148,12 +149,13 @@ async def _unary(call: Call, wanted: Wanted, handler: Handler, exchange: Exchang
     headers = _started_headers(started)
     if finished.cost_usd is not None:
         headers.append((b"x-inferhub-cost-usd", f"{finished.cost_usd:f}".encode()))
-    await exchange.json(200, body, headers)
+    content_type = wanted.dialect.content_type(wanted.request, is_stream=False)
+    await exchange.whole(200, content_type, body, headers)
     return None
 
 
 class _Stream:
-    """Server-sent events of one call. The head is held until the first chunk, or for `head_hold_s`."""
+    """Server-sent events, or sound. The head is held until the first chunk, or for `head_hold_s`."""
 
     def __init__(self, call: Call, wanted: Wanted, handler: Handler, exchange: Exchange) -> None:
         assert wanted.dialect.writer is not None  # noqa: S101 - `answer` checked it
@@ -161,6 +163,7 @@ class _Stream:
         self._handler = handler
         self._exchange = exchange
         self._writer = wanted.dialect.writer(wanted.request, wanted.seen_as)
+        self._content_type = wanted.dialect.content_type(wanted.request, is_stream=True)
         self._started: Started | None = None
         self._finished: Finished | None = None
         self._is_open = False
@@ -173,7 +176,9 @@ class _Stream:
     async def run(self) -> None:
         limits = self._exchange.limits
         try:
-            self._arm(limits.head_hold_s)
+            # Neither a comment nor an early head can be told from the bytes of a sound.
+            if self._content_type == EVENT_STREAM:
+                self._arm(limits.head_hold_s)
             async with _CancelOnDisconnect(self._exchange.connection):
                 await self._handler(self._call, self._emit)
             end = self._finished
@@ -215,16 +220,21 @@ class _Stream:
 
     async def _open(self) -> None:
         self._is_open = True
-        headers = [*_SSE, *self._exchange.common_headers()]
+        kind = (b"content-type", self._content_type.encode())
+        headers = [kind, *_STREAM, *self._exchange.common_headers()]
         if self._started is not None:
             headers += _started_headers(self._started)
         await self._exchange.write({"type": "http.response.start", "status": 200, "headers": headers})
 
     async def _fail(self, error: InferHubError) -> None:
-        if self._is_open:
-            await self._event(self._writer.fail(problem_of(error)), is_last=True)
-        else:
-            await self._exchange.problem(error)
+        if not self._is_open:
+            return await self._exchange.problem(error)
+        event = self._writer.fail(problem_of(error))
+        if event is not None:
+            return await self._event(event, is_last=True)
+        # There are no words for it in this kind of stream: its end must not look like one.
+        self._exchange.connection.abort()
+        raise ClientGone
 
     def _arm(self, after_s: float) -> None:
         self._timer = asyncio.get_running_loop().call_later(after_s, self._tick)

@@ -73,8 +73,12 @@ def build_app(parts: GatewayParts) -> ASGIApp:
     """The whole HTTP surface as one ASGI application."""
     identity = parts.desired.identity
     hot: dict[str, Answering] = {}
+
+    def default_model(modality: str) -> str | None:
+        return parts.fleet.directory().first_for(modality)
+
     for dialect in dialects().values():
-        endpoint: Answering = InferenceEndpoint(dialect, parts.pipeline, identity)
+        endpoint: Answering = InferenceEndpoint(dialect, parts.pipeline, identity, default_model)
         if dialect.is_stateful:
             endpoint = ResponsesEndpoint(dialect, parts.pipeline, identity, parts.responses)
         for address in (dialect.path, *dialect.aliases):

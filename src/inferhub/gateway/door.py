@@ -96,7 +96,7 @@ class Door:
     ) -> None:
         """A POST with an Idempotency-Key: the ordinary way, at most once."""
         principal = await self._identity.principal(headers)
-        body = await read_body(headers, exchange.receive, exchange.limits)
+        body = await read_body(headers, exchange.receive, exchange.limits, accepts_form=True)
         if b"x-request-id" not in headers:
             scope = {**scope, "headers": [*scope["headers"], (b"x-request-id", request_id.encode())]}
         await self._idempotency(scope, body, principal, exchange, self._route)

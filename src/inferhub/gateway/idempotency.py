@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import logging
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Literal
 
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from inferhub.core.errors import Conflict, InferHubError, Invalid
 from inferhub.core.tenancy import Principal
 from inferhub.gateway.answer import Exchange
+from inferhub.gateway.payload import is_form
 from inferhub.stores.cache.base import MAX_VALUE_BYTES, AnswerStore
 
 _log = logging.getLogger(__name__)
@@ -136,6 +137,15 @@ def _store_key(given: bytes, principal: Principal) -> bytes:
     return hashlib.sha256(b"idempotency\0" + principal.tenant_id.encode() + b"\0" + given).digest()
 
 
+_BOUNDARY = re.compile(rb"boundary=\"?([^\s\";,]{1,70})")
+
+
+def _without_boundary(headers: Mapping[bytes, bytes], body: bytes) -> bytes:
+    """A form without what separates its parts: clients make that up anew for every try."""
+    found = _BOUNDARY.search(headers.get(b"content-type", b"")) if is_form(headers) else None
+    return body.replace(found[1], b"") if found else body
+
+
 def _fingerprint(scope: Scope, body: bytes, principal: Principal) -> bytes:
     """Another request, or the same one by somebody with other rights, is not answered from the store."""
     models = None if principal.models is None else sorted(principal.models)
@@ -147,7 +157,7 @@ def _fingerprint(scope: Scope, body: bytes, principal: Principal) -> bytes:
         principal.role.value,
         sorted(principal.scopes),
         models,
-        body,
+        _without_boundary(dict(scope["headers"]), body),
     ]
     return hashlib.sha256(msgspec.msgpack.encode(said)).digest()
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Protocol
 
 import msgspec
@@ -16,6 +16,8 @@ from inferhub.core.errors import Invalid, TooLarge, Unsupported, UnsupportedMedi
 from inferhub.gateway.limits import GatewayLimits
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+FORM = "multipart/form-data"
 
 
 class Shape(Protocol):
@@ -35,14 +37,28 @@ class ClientGone(BaseException):
     """
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: GatewayLimits) -> bytes:
+async def read_body(
+    headers: Mapping[bytes, bytes], receive: Receive, limits: GatewayLimits, *, accepts_form: bool = False
+) -> bytes:
     """The whole body. Raises before reading when the headers already say that it is unwelcome."""
-    _check_media(headers)
-    limit = limits.max_body_bytes
+    is_upload = accepts_form and is_form(headers)
+    if not is_upload:
+        _check_json(headers)
+    limit = max(limits.max_body_bytes, limits.max_upload_bytes) if is_upload else limits.max_body_bytes
+    pieces = [piece async for piece in body_pieces(headers, receive, limit)]
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+async def body_pieces(headers: Mapping[bytes, bytes], receive: Receive, limit: int) -> AsyncIterator[bytes]:
+    """The body as it arrives, at least one piece. Raises `TooLarge` before `limit` bytes are passed."""
+    encoding = headers.get(b"content-encoding", b"identity").lower()
+    if encoding != b"identity":
+        raise UnsupportedMedia(
+            f"Content-Encoding {encoding.decode('latin-1')!r} is not accepted; send the body as it is."
+        )
     declared = headers.get(b"content-length", b"")
     if declared.isdigit() and int(declared) > limit:
         raise TooLarge(f"The body has {int(declared)} bytes; at most {limit} are accepted.")
-    pieces: list[bytes] = []
     size = 0
     # No timer here: `protocol` has one from the first byte of the head to the last of the body.
     while True:
@@ -53,22 +69,21 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limits: Gatew
         size += len(piece)
         if size > limit:
             raise TooLarge(f"The body has more than {limit} bytes, the most accepted.")
-        pieces.append(piece)
+        yield piece
         if not message.get("more_body", False):
-            return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            return
 
 
-def _check_media(headers: dict[bytes, bytes]) -> None:
+def is_form(headers: Mapping[bytes, bytes]) -> bool:
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower() == FORM.encode()
+
+
+def _check_json(headers: Mapping[bytes, bytes]) -> None:
     """JSON by name or by silence. A form type is what `curl -d` sends when a header was forgotten."""
     media = headers.get(b"content-type", b"application/json").partition(b";")[0].strip().lower()
     if media != b"application/json" and not media.endswith(b"+json"):
         raise UnsupportedMedia(
             f"Content-Type is {media.decode('latin-1')!r}; send 'Content-Type: application/json'."
-        )
-    encoding = headers.get(b"content-encoding", b"identity").lower()
-    if encoding != b"identity":
-        raise UnsupportedMedia(
-            f"Content-Encoding {encoding.decode('latin-1')!r} is not accepted; send the body as it is."
         )
 
 
@@ -87,7 +102,7 @@ def parse_request(shape: Shape, body: bytes, max_depth: int) -> tuple[Any, tuple
     known = shape.request.__struct_encode_fields__
     unknown = tuple(name for name in tree if name not in known)
     if unknown:
-        _check_unknown(unknown, known)
+        check_unknown(unknown, known)
     try:
         request = msgspec.json.decode(body, type=shape.request)
     except msgspec.ValidationError as error:
@@ -111,7 +126,7 @@ _OTHER_LIMITS = frozenset({"max_length", "max_new_tokens", "max_output_tokens", 
 """Of the answer's length, under names that some servers obey more than the dialect's own."""
 
 
-def _check_unknown(names: tuple[str, ...], known: tuple[str, ...]) -> None:
+def check_unknown(names: tuple[str, ...], known: tuple[str, ...]) -> None:
     """Raises `Unsupported`. Unknown parameters are passed on to remote models, and an upstream that is itself
     a gateway would obey these: it would send its keys to an address that the client chose, ask a model that
     the caller may not call, or answer longer than the caller's limits have room for."""

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 from starlette.types import Scope
 
-from inferhub.core.call import Call, Handler, Native
+from inferhub.core.call import Call, Handler, Media, Native
 from inferhub.core.clock import unix_s
-from inferhub.core.errors import Invalid, MethodNotAllowed
+from inferhub.core.errors import Invalid, MethodNotAllowed, ModelNotFound
 from inferhub.core.tenancy import Principal
 from inferhub.gateway.answer import Exchange, Wanted, answer
 from inferhub.gateway.dialects.base import Dialect
+from inferhub.gateway.forms import parse_form, read_form
 from inferhub.gateway.identity import Identity
-from inferhub.gateway.payload import parse_request, read_body
+from inferhub.gateway.payload import FORM, is_form, parse_request, read_body
 from inferhub.gateway.places import placing
 from inferhub.modalities.base import Envelope, wants_stream
 
@@ -27,11 +28,18 @@ _TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$
 _SESSION = re.compile(rb"^[\x21-\x7e]{1,256}$")
 
 
+DefaultModel = Callable[[str], str | None]
+"""Modality → the model that is meant where a request names none."""
+
+
 class InferenceEndpoint:
-    def __init__(self, dialect: Dialect, handler: Handler, identity: Identity) -> None:
+    def __init__(
+        self, dialect: Dialect, handler: Handler, identity: Identity, default_model: DefaultModel
+    ) -> None:
         self._dialect = dialect
         self._handler = handler
         self._identity = identity
+        self._default_model = default_model
 
     async def __call__(
         self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request_id: str
@@ -41,7 +49,7 @@ class InferenceEndpoint:
             raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
         principal = await self._identity.principal(headers)
         asked = await read_asked(self._dialect, scope, headers, exchange)
-        call = make_call(asked, principal, headers, exchange)
+        call = make_call(asked, principal, headers, exchange, self._default_model)
         seen_as = envelope_for(self._dialect, call)
         handler = placing(self._handler, self._dialect, asked.body)
         await answer(call, Wanted(self._dialect, asked.request, seen_as), handler, exchange)
@@ -54,22 +62,47 @@ class Asked(NamedTuple):
     request: Any
     body: bytes
     unknown: tuple[str, ...]
+    media: tuple[Media, ...] = ()
 
 
 async def read_asked(
     dialect: Dialect, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange
 ) -> Asked:
     """What the client asks for. Raises `RequestError`."""
-    body = await read_body(headers, exchange.receive, exchange.limits)
-    request, unknown = parse_request(dialect, body, exchange.limits.max_json_depth)
+    media: tuple[Media, ...] = ()
+    if dialect.files and is_form(headers):
+        form = await read_form(headers, exchange.receive, exchange.limits)
+        request, unknown, body = parse_form(dialect, form)
+        media = tuple(form.files)
+    else:
+        body = await read_body(headers, exchange.receive, exchange.limits)
+        request, unknown = parse_request(dialect, body, exchange.limits.max_json_depth)
+        _check_no_form(dialect)
     if wants_stream(request) and scope.get("http_version") == "1.0":
         raise Invalid("Streaming needs HTTP/1.1 or newer; this request came as HTTP/1.0.", param="stream")
-    return Asked(dialect, request, body, unknown)
+    return Asked(dialect, request, body, unknown, media)
 
 
-def make_call(asked: Asked, principal: Principal, headers: Mapping[bytes, bytes], exchange: Exchange) -> Call:
-    """The call that a request becomes. Raises `Invalid` or `Unsupported`."""
-    dialect, request, body, unknown = asked
+def _check_no_form(dialect: Dialect) -> None:
+    """Raises `Invalid` where only a form can hold what is required."""
+    for name, field in dialect.files.items():
+        if field.required:
+            raise Invalid(
+                f"'{name}' is required: send it as a file of a form, 'Content-Type: {FORM}'.",
+                param=name,
+                code="missing_required_parameter",
+            )
+
+
+def make_call(
+    asked: Asked,
+    principal: Principal,
+    headers: Mapping[bytes, bytes],
+    exchange: Exchange,
+    default_model: DefaultModel = lambda _: None,
+) -> Call:
+    """The call that a request becomes. Raises `Invalid`, `Unsupported` or `ModelNotFound`."""
+    dialect, request, body, unknown, media = asked
     native: Native | None = None
     if dialect.translate is not None:
         translated = dialect.translate(request, body)
@@ -79,7 +112,7 @@ def make_call(asked: Asked, principal: Principal, headers: Mapping[bytes, bytes]
     return Call(
         id=exchange.request_id,
         modality=dialect.modality.name,
-        model=asked.request.model,
+        model=asked.request.model or _default(default_model, dialect.modality.name),
         request=request,
         body=body,
         principal=principal,
@@ -88,9 +121,17 @@ def make_call(asked: Asked, principal: Principal, headers: Mapping[bytes, bytes]
         traceparent=_traceparent(headers),
         unknown_params=unknown,
         cache=_cache_wish(headers),
+        media=media,
         native=native,
         session=_session(headers, request),
     )
+
+
+def _default(default_model: DefaultModel, modality: str) -> str:
+    found = default_model(modality)
+    if found is None:
+        raise ModelNotFound(f"No model for {modality} is served here; see docs/howto.", param="model")
+    return found
 
 
 def envelope_for(dialect: Dialect, call: Call) -> Envelope:

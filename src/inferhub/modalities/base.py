@@ -7,11 +7,12 @@ knows a modality by name. Called at the door (check, requires) and by `gateway/a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
 
 import msgspec
 
+from inferhub.core.call import Media
 from inferhub.core.usage import Usage
 
 
@@ -45,8 +46,25 @@ class StreamWriter(Protocol):
 
     def end(self, usage: Usage) -> bytes: ...
 
-    def fail(self, problem: Problem) -> bytes:
-        """The event that ends a stream which broke after it had begun. Nothing follows it."""
+    def fail(self, problem: Problem) -> bytes | None:
+        """The event that ends a stream which broke after it had begun. Nothing follows it.
+
+        None where the stream has no words for it: then the connection is cut, so that half an answer
+        is not taken for a whole one."""
+
+
+EVENT_STREAM = "text/event-stream; charset=utf-8"
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True)
+class FileField:
+    """A field of a form that holds files, under this name or with `[]` behind it."""
+
+    holds: Literal["audio", "image"]
+    required: bool = True
+    most: int = 1
+    """Files of this name in one request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +100,12 @@ class Modality:
     """Further addresses that mean the same."""
     is_free: bool = False
     """Whether nothing is ever billed for it, not even what a model's price says of each request."""
+    estimate_media: Callable[[Sequence[Media]], Usage] | None = None
+    """What a call with these files uses at most, cheaply. Without files, and where it is None: `estimate`."""
+    files: Mapping[str, FileField] = field(default_factory=dict)
+    """With some, a request may come as a form: its files become `Call.media`, the rest the request."""
+    media_type: Callable[[Any, bool], str] | None = None
+    """(request, whether it is streamed) → what the answer is; None: JSON, or server-sent events."""
 
 
 def wants_stream(request: Any) -> bool:

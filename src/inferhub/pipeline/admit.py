@@ -41,7 +41,6 @@ class Admit:
         self._directory = directory
         self._limiter = limiter
         self._cost = cost
-        self._estimates = {name: modality.estimate for name, modality in modalities().items()}
         self._caps = {name: modality.cap for name, modality in modalities().items()}
 
     async def __call__(self, call: Call, emit: Emit, inner: Handler) -> None:
@@ -62,7 +61,7 @@ class Admit:
             self._inflight -= 1
 
     async def _limited(self, limiter: Limiter, call: Call, emit: Emit, inner: Handler) -> None:
-        estimate = self._estimates[call.modality](call.request, len(call.body))
+        estimate = _estimate(call)
         # Money is never spent beyond what was reserved, so here a text has a token for each of its bytes.
         dearest = replace(estimate, input_tokens=estimate.input_tokens * BYTES_PER_TOKEN)
         cost_nano_usd = self._cost(call.model, call.modality, dearest)
@@ -93,6 +92,13 @@ class Admit:
         values = list(_VALUES(call))
         values[_REQUEST], values[_BODY], values[_RESERVATION] = request, body, reservation
         return Call(*values)
+
+
+def _estimate(call: Call) -> Usage:
+    modality = modalities()[call.modality]
+    if call.media and modality.estimate_media is not None:
+        return modality.estimate_media(call.media)
+    return modality.estimate(call.request, len(call.body))
 
 
 _OF_LENGTH = (Unit.TOKENS, Unit.USD)

@@ -166,6 +166,13 @@ class Settings(BaseModel):
     max_body_bytes: int = Field(
         16 * 1024**2, ge=1024, le=2 * 1024**3, description="Largest request body; larger ones get 413."
     )
+    max_upload_bytes: int = Field(
+        25 * 1024**2,
+        ge=1024,
+        le=2 * 1024**3,
+        description="Largest file in a form, such as a recording or a picture, and most of all files of one "
+        "request together; larger ones get 413.",
+    )
     max_json_depth: int = Field(
         64, ge=4, le=512, description="Deepest nesting of a JSON body, checked before it is parsed."
     )

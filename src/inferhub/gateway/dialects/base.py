@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from inferhub.core.usage import Usage
-from inferhub.modalities.base import Envelope, Modality, StreamWriter
+from inferhub.modalities.base import EVENT_STREAM, JSON, Envelope, FileField, Modality, StreamWriter
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +59,16 @@ class Dialect:
     """Whether its clients know a place as `messages.0.content`, not as `messages[0].content`."""
     is_stateful: bool = False
     """Whether a request may refer to earlier answers, which `gateway/responses` keeps."""
+    files: Mapping[str, FileField] = field(default_factory=dict)
+    """As `Modality.files`."""
+    media_type: Callable[[Any, bool], str] | None = None
+    """As `Modality.media_type`, of a request of this dialect."""
+
+    def content_type(self, request: Any, *, is_stream: bool) -> str:
+        """What the answer to `request` is."""
+        if self.media_type is not None:
+            return self.media_type(request, is_stream)
+        return EVENT_STREAM if is_stream else JSON
 
 
 _ID_PREFIXES = {"chat": "chatcmpl-", "completion": "cmpl-", "moderation": "modr-"}
@@ -80,4 +90,6 @@ def own_dialect(modality: Modality) -> Dialect:
         id_prefix=_ID_PREFIXES.get(modality.name, f"{modality.name}-"),
         example=modality.example,
         aliases=modality.aliases,
+        files=modality.files,
+        media_type=modality.media_type,
     )
