@@ -30,6 +30,8 @@ PLAIN = {"GET /openapi.json"}
 BODIES: Mapping[str, Any] = {
     "POST /v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
     "POST /v1/completions": {"model": "echo", "prompt": "hi"},
+    "POST /v1/llm/chat": {"model": "echo", "message": "hi"},
+    "POST /infer": {"model": "echo", "input": "hi"},
     "POST /v1/chat/completions/input_tokens": {
         "model": "echo",
         "messages": [{"role": "user", "content": "hi"}],

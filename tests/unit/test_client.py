@@ -10,7 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from inferhub.client import ChatChunk, Client, Timeouts, _encode, base_address
+from inferhub.client import ChatChunk, Client, Timeouts, base_address
+from inferhub.client.session import encode
 from inferhub.core import errors
 from inferhub.modalities import modalities
 from inferhub.modalities.chat import ChatRequest, FunctionSpec, Message, TextPart, Tool
@@ -219,11 +220,11 @@ def test_requests_lose_their_unset_fields_and_nothing_else() -> None:
         tools=[Tool(type="function", function=FunctionSpec(name="f", parameters=schema))],
         stream=True,
     )
-    body = msgspec.json.decode(_encode(request, stream=False))
+    body = msgspec.json.decode(encode(request, stream=False))
     assert set(body) == {"model", "messages", "tools"}
     assert body["messages"][0]["content"][0] == {"type": "text", "text": "t"}
     assert body["tools"][0]["function"]["parameters"] == schema
-    assert msgspec.json.decode(_encode(request, stream=True), type=ChatRequest) == request
+    assert msgspec.json.decode(encode(request, stream=True), type=ChatRequest) == request
 
 
 @pytest.fixture(scope="module")

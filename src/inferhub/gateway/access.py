@@ -48,6 +48,11 @@ ACCESS: Mapping[str, Rule] = {
     "GET /openapi.json": _PUBLIC,
     # --- inference; the admit ring enforces these, because models and limits are its business -----
     "POST /v1/chat/completions": Rule("inference:chat"),
+    "POST /v1/llm/chat": Rule("inference:chat"),
+    "POST /infer": Rule("inference:chat"),  # or that of another task, which only the body names
+    "POST /v1/audio/speech": Rule("inference:speech"),
+    "POST /v1/tts/synthesize": Rule("inference:speech"),
+    "GET /v1/audio/voices": Rule("models:read"),
     "POST /v1/completions": Rule("inference:completion"),
     "POST /v1/messages": Rule("inference:chat"),
     "POST /v1/messages/count_tokens": Rule("inference:token_count"),

@@ -6,7 +6,7 @@ Called by assembly, which owns every part; this module opens nothing and starts 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ from inferhub.gateway.door import Answering, Door
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.health import health_router
 from inferhub.gateway.idempotency import Idempotency
+from inferhub.gateway.infer import InferEndpoint
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.models import models_router
 from inferhub.gateway.openapi import add_docs
@@ -42,6 +43,7 @@ from inferhub.gateway.responses.endpoint import ResponsesEndpoint
 from inferhub.gateway.responses.kept import KeptResponses
 from inferhub.gateway.responses.routes import responses_router
 from inferhub.gateway.surface import InferenceEndpoint
+from inferhub.gateway.voices import voices_router
 from inferhub.stores.cache.base import AnswerStore
 from inferhub.stores.counters.base import Counters
 from inferhub.stores.usage.base import UsageStore
@@ -74,17 +76,24 @@ def build_app(parts: GatewayParts) -> ASGIApp:
     identity = parts.desired.identity
     hot: dict[str, Answering] = {}
 
-    def default_model(modality: str) -> str | None:
-        return parts.fleet.directory().first_for(modality)
+    def default_model(
+        modality: str, features: Collection[str], may_call: Callable[[str], bool]
+    ) -> str | None:
+        return parts.fleet.directory().first_for(modality, features, may_call)
 
+    own: dict[str, InferenceEndpoint] = {}
     for dialect in dialects().values():
-        endpoint: Answering = InferenceEndpoint(dialect, parts.pipeline, identity, default_model)
+        endpoint: Answering
+        endpoint = inference = InferenceEndpoint(dialect, parts.pipeline, identity, default_model)
+        if dialect.translate is None:
+            own[dialect.modality.name] = inference
         if dialect.is_stateful:
             endpoint = ResponsesEndpoint(dialect, parts.pipeline, identity, parts.responses)
         for address in (dialect.path, *dialect.aliases):
             # With and without the trailing slash, and for a base URL that forgot `/v1`.
             for path in (address, address.removeprefix("/v1")):
                 hot[path] = hot[f"{path}/"] = endpoint
+    hot["/infer"] = hot["/infer/"] = InferEndpoint(own, identity, parts.fleet)
     app: ASGIApp = Door(
         hot,
         cold_app(parts),
@@ -120,6 +129,7 @@ def cold_app(parts: GatewayParts) -> FastAPI:
     for router in (
         health_router(parts.readiness),
         models_router(parts.fleet.directory),
+        voices_router(parts.fleet.directory),
         responses_router(parts.responses),
         spec_router(parts.desired),
         workers_router(parts.fleet.workers),

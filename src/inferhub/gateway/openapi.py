@@ -20,7 +20,10 @@ from inferhub import __version__
 from inferhub.core.errors import InternalError, LimitReached, RequestError, ServingError, family
 from inferhub.gateway.dialects import dialects
 from inferhub.gateway.dialects.base import Dialect
+from inferhub.gateway.infer import InferRequest
+from inferhub.gateway.payload import FORM
 from inferhub.gateway.problems import ANTHROPIC, OPENAI, Form, form_at
+from inferhub.modalities.base import JSON
 
 _ASSETS = "/docs/assets"
 _GROUPS = {RequestError, LimitReached, ServingError}
@@ -57,7 +60,7 @@ def add_docs(app: FastAPI) -> None:
 def _document(app: FastAPI) -> Mapping[str, Any]:
     base = get_openapi(title="InferHub", version=__version__, routes=app.routes)
     types = list(dict.fromkeys(t for d in dialects().values() for t in (d.request, d.response)))
-    types += [OPENAI.envelope, ANTHROPIC.envelope]
+    types += [InferRequest, OPENAI.envelope, ANTHROPIC.envelope]
     # Types of one name get longer ones, so a reference is looked up and never put together.
     found, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
     refs = dict(zip(types, found, strict=True))
@@ -73,35 +76,66 @@ def _document(app: FastAPI) -> Mapping[str, Any]:
         if "health" in operation["tags"]:
             operation["security"] = []
     hot = {dialect.path: {"post": _operation(dialect, refs)} for dialect in dialects().values()}
+    hot["/infer"] = {"post": _infer(refs)}
     base["paths"] = {**hot, **base["paths"]}
     return base
 
 
 def _operation(dialect: Dialect, refs: _Refs) -> Mapping[str, Any]:
     form = form_at(dialect.path)
-    answers: dict[str, Any] = {
-        "200": {
-            "description": "The answer",
-            "content": {"application/json": {"schema": refs[dialect.response]}},
-        }
-    }
-    if dialect.writer is not None:
-        answers["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    answers: dict[str, Any] = {"200": {"description": "The answer", "content": _answer(dialect, refs)}}
     for status, errors in sorted(_errors(form).items()):
         answers[str(status)] = {
             "description": "; ".join(errors),
             "content": {"application/json": {"schema": refs[form.envelope]}},
         }
-    example = {"model": "MODEL", **dialect.example}
     return {
         "tags": ["inference"],
         "summary": dialect.summary,
         "operationId": dialect.name,
+        "requestBody": {"required": True, "content": _bodies(dialect, refs)},
+        "responses": answers,
+    }
+
+
+def _bodies(dialect: Dialect, refs: _Refs) -> Mapping[str, Any]:
+    """A form where there are files, JSON where there need not be any."""
+    bodies: dict[str, Any] = {}
+    if not any(field.required for field in dialect.files.values()):
+        example = {"model": "MODEL", **dialect.example}
+        bodies[JSON] = {"schema": refs[dialect.request], "example": example}
+    if dialect.files:
+        binary = {"type": "string", "format": "binary"}
+        files = {
+            name: binary if field.most == 1 else {"type": "array", "items": binary}
+            for name, field in dialect.files.items()
+        }
+        needed = [name for name, field in dialect.files.items() if field.required]
+        form = {"type": "object", "properties": files, "required": needed}
+        bodies[FORM] = {"schema": {"allOf": [refs[dialect.request], form]}}
+    return bodies
+
+
+def _answer(dialect: Dialect, refs: _Refs) -> Mapping[str, Any]:
+    content: dict[str, Any] = {JSON: {"schema": refs[dialect.response]}}
+    if dialect.media_type is not None:
+        # Which one depends on the request, and there may be JSON among them.
+        content["*/*"] = {"schema": {"type": "string", "format": "binary"}}
+    if dialect.writer is not None:
+        content["text/event-stream"] = {"schema": {"type": "string"}}
+    return content
+
+
+def _infer(refs: _Refs) -> Mapping[str, Any]:
+    return {
+        "tags": ["inference"],
+        "summary": "Any task at one address; the answer is that of the task's own address",
+        "operationId": "infer",
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": refs[dialect.request], "example": example}},
+            "content": {"application/json": {"schema": refs[InferRequest], "example": {"input": "Hello"}}},
         },
-        "responses": answers,
+        "responses": {"200": {"description": "The answer"}},
     }
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal, NamedTuple
 
 from starlette.types import Scope
@@ -22,14 +22,15 @@ from inferhub.gateway.forms import parse_form, read_form
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.payload import FORM, is_form, parse_request, read_body
 from inferhub.gateway.places import placing
-from inferhub.modalities.base import Envelope, wants_stream
+from inferhub.modalities.base import Envelope, Modality, wants_stream
+from inferhub.pipeline.admit import check_scope
 
 _TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
 _SESSION = re.compile(rb"^[\x21-\x7e]{1,256}$")
 
 
-DefaultModel = Callable[[str], str | None]
-"""Modality → the model that is meant where a request names none."""
+DefaultModel = Callable[[str, Collection[str], Callable[[str], bool]], str | None]
+"""(modality, features, which names the caller may use) → the model that is meant where none is named."""
 
 
 class InferenceEndpoint:
@@ -48,7 +49,16 @@ class InferenceEndpoint:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
         principal = await self._identity.principal(headers)
+        if self._dialect.files:
+            # Before somebody who may not call it has sent all of a file.
+            check_scope(principal, self._dialect.modality.name)
         asked = await read_asked(self._dialect, scope, headers, exchange)
+        await self.run(asked, principal, headers, exchange)
+
+    async def run(
+        self, asked: Asked, principal: Principal, headers: Mapping[bytes, bytes], exchange: Exchange
+    ) -> None:
+        """Answer what was read already."""
         call = make_call(asked, principal, headers, exchange, self._default_model)
         seen_as = envelope_for(self._dialect, call)
         handler = placing(self._handler, self._dialect, asked.body)
@@ -99,7 +109,7 @@ def make_call(
     principal: Principal,
     headers: Mapping[bytes, bytes],
     exchange: Exchange,
-    default_model: DefaultModel = lambda _: None,
+    default_model: DefaultModel = lambda *_: None,
 ) -> Call:
     """The call that a request becomes. Raises `Invalid`, `Unsupported` or `ModelNotFound`."""
     dialect, request, body, unknown, media = asked
@@ -112,7 +122,7 @@ def make_call(
     return Call(
         id=exchange.request_id,
         modality=dialect.modality.name,
-        model=asked.request.model or _default(default_model, dialect.modality.name),
+        model=asked.request.model or _default(default_model, dialect.modality, request, principal),
         request=request,
         body=body,
         principal=principal,
@@ -127,10 +137,16 @@ def make_call(
     )
 
 
-def _default(default_model: DefaultModel, modality: str) -> str:
-    found = default_model(modality)
+def _default(default_model: DefaultModel, modality: Modality, request: Any, principal: Principal) -> str:
+    features = sorted(modality.requires(request))
+    found = default_model(modality.name, features, principal.may_call)
     if found is None:
-        raise ModelNotFound(f"No model for {modality} is served here; see docs/howto.", param="model")
+        what = f"{modality.name} ({', '.join(features)})" if features else modality.name
+        raise ModelNotFound(
+            f"No model for {what} is served here that this key may call. `inferhub models` lists what is "
+            f"served; the pages under docs/howto say how to add a model.",
+            param="model",
+        )
     return found
 
 

@@ -115,11 +115,15 @@ def check_allowed(call: Call) -> None:
     The name that was asked for counts, be it a model's or a route's. A model that exists and one that does
     not read the same for a caller who may call neither: names are no secret to guess.
     """
-    principal = call.principal
-    scope = f"inference:{call.modality}"
+    check_scope(call.principal, call.modality)
+    check_model(call.principal, call.model)
+
+
+def check_scope(principal: Principal, modality: str) -> None:
+    """Raises the `Forbidden` that `check_allowed` speaks of."""
+    scope = f"inference:{modality}"
     if not principal.may(scope):
-        raise Forbidden(f"This key has no scope {scope!r}, which {modalities()[call.modality].path} needs.")
-    check_model(principal, call.model)
+        raise Forbidden(f"This key has no scope {scope!r}, which {modalities()[modality].path} needs.")
 
 
 def check_model(principal: Principal, model: str) -> None:

@@ -1,4 +1,4 @@
-"""Which pieces of an answer say something. Asked for every piece by the attempt and the meter, so no loops.
+"""Which pieces of an answer say something, and how much. Asked for every piece, so no loops.
 
 A piece that only names a role, or nothing at all, is a sign of life and no content: it ends no wait for the
 first token, resets no limit, and is nobody's to pay for.
@@ -6,10 +6,15 @@ first token, resets no limit, and is nobody's to pay for.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from inferhub.core.usage import Usage
 from inferhub.modalities.chat import ChatDelta
 from inferhub.modalities.completion import CompletionDelta
+from inferhub.modalities.image import ImageDelta
+from inferhub.modalities.speech import SpeechDelta
+from inferhub.modalities.transcription import TranscriptDelta
 
 
 def has_content(payload: Any) -> bool:
@@ -33,3 +38,17 @@ def has_content(payload: Any) -> bool:
 def finish_of(payload: Any) -> str | None:
     """Why its choice ends, where it is the last piece of one."""
     return getattr(payload, "finish_reason", None)
+
+
+def with_media(usage: Usage, payload: Any) -> Usage:
+    """What a call used so far, by what it delivered, with one piece more: sound and pictures, no tokens."""
+    kind = type(payload)
+    if kind is SpeechDelta:
+        characters = usage.characters + payload.characters
+        return replace(usage, audio_ms=usage.audio_ms + payload.audio_ms, characters=characters)
+    if kind is TranscriptDelta:
+        return replace(usage, audio_ms=max(usage.audio_ms, round(payload.duration_s * 1000)))
+    if kind is ImageDelta and payload.kind == "image":
+        pixels = usage.pixels + payload.width * payload.height
+        return replace(usage, images=usage.images + 1, pixels=pixels)
+    return usage

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from inferhub.core.errors import ModelNotFound, NoEndpoint
@@ -25,11 +25,17 @@ class Directory:
         """Everything a client may put into `model`, sorted."""
         return tuple(sorted({*self.endpoints, *self.routes}))
 
-    def first_for(self, modality: str) -> str | None:
-        """The first name, alphabetically, whose model is ready for this kind of call."""
-        for name in self.names:
+    def first_for(
+        self,
+        modality: str,
+        features: Collection[str] = (),
+        may_call: Callable[[str], bool] = lambda _: True,
+    ) -> str | None:
+        """The first name, alphabetically and models before routes, that is ready for this kind of call."""
+        for name in sorted(self.names, key=lambda name: (name in self.routes, name)):
             endpoints = (e for model in self.models_of(name) for e in self.endpoints.get(model, ()))
-            if any(e.model.capability(modality) for e in endpoints):
+            found = (endpoint.model.capability(modality) for endpoint in endpoints)
+            if may_call(name) and any(c and c.features.issuperset(features) for c in found):
                 return name
         return None
 

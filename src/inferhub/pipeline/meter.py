@@ -38,7 +38,7 @@ from inferhub.core.prices import PriceBook, cost, nano_usd
 from inferhub.core.quota import Reservation, Unit
 from inferhub.core.usage import Begin, Price, Usage, UsageEvent
 from inferhub.modalities import modalities
-from inferhub.pipeline.content import has_content
+from inferhub.pipeline.content import has_content, with_media
 from inferhub.stores.spool.spool import Spool
 
 _log = logging.getLogger(__name__)
@@ -140,7 +140,7 @@ class Meter:
         usage = seen.usage
         if usage is None:
             usage = seen.interrupted(failure)
-            if seen.started and (usage.input_tokens or usage.output_tokens):
+            if seen.started and usage != Usage(source=usage.source):
                 seen.price = _price_of(seen, book)
                 seen.cost_usd = cost(seen.price, usage) if seen.price else Decimal(0)
         billed = Usage(source=usage.source) if seen.is_hit else usage
@@ -186,7 +186,7 @@ class _Seen:
     """What passed by of one call."""
 
     __slots__ = (
-        "begin", "cost_usd", "deltas", "entry", "first_s", "is_hit", "marks", "price",
+        "begin", "cost_usd", "delivered", "deltas", "entry", "first_s", "is_hit", "marks", "price",
         "speaks_in_tokens", "started", "started_s", "tag", "usage", "whole",
     )  # fmt: skip
 
@@ -197,6 +197,8 @@ class _Seen:
         self.tag: int = marks[entry]
         self.speaks_in_tokens = speaks_in_tokens
         self.deltas = 0
+        self.delivered = Usage()
+        """Sound and pictures so far."""
         self.whole: list[Any] = []
         """The pieces of an answer that is not streamed; one of them may be all of it."""
         self.started: Started | None = None
@@ -221,6 +223,8 @@ class _Seen:
                 self.whole.append(payload)
             if not self.is_hit:
                 self.marks[self.entry] = self.tag + count
+        elif not self.speaks_in_tokens:
+            self.delivered = with_media(self.delivered, payload)
 
     def guessed(self) -> Usage:
         """Usage of an answer that is complete, and that nobody counted."""
@@ -232,7 +236,12 @@ class _Seen:
         if self.is_hit:
             return Usage(source="estimated")
         if self.first_s:
-            return Usage(self.begin.input_tokens, self.deltas, source="estimated")
+            return replace(
+                self.delivered,
+                input_tokens=self.begin.input_tokens,
+                output_tokens=self.deltas,
+                source="estimated",
+            )
         return Usage(source="reported" if _did_nothing(failure) else "unknown")
 
 

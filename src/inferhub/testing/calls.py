@@ -7,15 +7,23 @@ from typing import Any
 
 import msgspec
 
-from inferhub.core.call import Call, Chunk
+from inferhub.core.call import Call, Chunk, Media
 from inferhub.core.clock import new_id
 from inferhub.core.tenancy import Principal, Role
 from inferhub.modalities import modalities
+from inferhub.modalities.base import wants_stream
 
 TESTER = Principal("ih_tester", Role.ADMIN)
 
 
-def make_call(modality: str, model: str = "m", *, timeout_s: float = 60.0, **params: Any) -> Call:
+def make_call(
+    modality: str,
+    model: str = "m",
+    *,
+    timeout_s: float = 60.0,
+    media: tuple[Media, ...] = (),
+    **params: Any,
+) -> Call:
     """Raises `Invalid` like the gateway does; parameters that are left out come from the example."""
     record = modalities()[modality]
     body = msgspec.json.encode({"model": model, **record.example, **params})
@@ -29,7 +37,8 @@ def make_call(modality: str, model: str = "m", *, timeout_s: float = 60.0, **par
         body=body,
         principal=TESTER,
         deadline_s=time.monotonic() + timeout_s,
-        stream=bool(params.get("stream")),
+        stream=wants_stream(request),
+        media=media,
     )
 
 

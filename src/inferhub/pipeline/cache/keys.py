@@ -24,6 +24,7 @@ _NEUTRAL = frozenset(
         "model",  # its version is in the key
         "stream",
         "stream_options",
+        "stream_format",
         "user",
         "metadata",
         "store",
@@ -66,10 +67,11 @@ def fields_of(call: Call) -> dict[str, Any]:
 
 
 def exact_key(question: Question) -> bytes:
-    """32 bytes that no other tenant, model version or request has."""
-    return hashlib.sha256(
-        _encode([_SCHEME, question.call.modality, *_whose(question), question.fields])
-    ).digest()
+    """32 bytes that no other tenant, model version or request has; files count by their content."""
+    call = question.call
+    files = [(file.field, hashlib.sha256(file.data).hexdigest()) for file in call.media]
+    said = [_SCHEME, call.modality, *_whose(question), question.fields, *files]
+    return hashlib.sha256(_encode(said)).digest()
 
 
 def item_keys(question: Question, items: Sequence[str | list[int]]) -> list[bytes]:

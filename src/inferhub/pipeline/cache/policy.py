@@ -8,10 +8,14 @@ from typing import Any
 from inferhub.core.call import Call
 from inferhub.modalities.chat import ChatRequest, FilePart, ImagePart
 from inferhub.modalities.completion import CompletionRequest
+from inferhub.modalities.image import ImageRequest
 
 
 def is_cacheable(call: Call) -> bool:
     """`auto`: what gives the same answer twice anyway. `on` and `semantic`: whatever the client sends."""
+    if call.incoming is not None:
+        # What is still being said cannot be looked up.
+        return False
     if call.cache == "off" or getattr(call.request, "store", None):
         # Whoever asks a vendor to store an answer wants it done, not told.
         return False
@@ -49,9 +53,17 @@ def _completion(request: CompletionRequest) -> bool:
     return _is_fixed(request) and (request.best_of or 1) == 1
 
 
+def _image(request: ImageRequest) -> bool:
+    return request.seed is not None
+
+
 _DETERMINISTIC: Mapping[str, Callable[[Any], bool]] = {
     "chat": _chat,
     "completion": _completion,
     "embedding": lambda _: True,
+    "image": _image,
+    "speech": lambda _: True,
+    "transcription": lambda request: not request.temperature,
+    "vision": lambda request: request.image is None or request.image.startswith("data:"),
 }
 """Other modalities are only kept for those who ask for it."""

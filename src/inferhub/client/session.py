@@ -1,31 +1,26 @@
-"""F4: the typed asynchronous client of an InferHub server; the CLI and the tests use it.
+"""One server and one key over a pool of connections: requests out, bodies and events in, errors as ours.
 
-The same nouns go in and come out as in `modalities`; every failure is an error of `core.errors`.
-It keeps no state but a connection pool, never retries, and never logs or shows its key.
+The parts of `Client` share it. The only place where aiohttp's exceptions become InferHub's.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
-from urllib.parse import quote
+from typing import Any, NamedTuple, Self, TypeVar
 
 import aiohttp
 import msgspec
 
 from inferhub.core import errors
 from inferhub.core.errors import InferHubError
-from inferhub.modalities.chat import ChatRequest, ChatResponse, Logprobs, ToolCallDelta
-from inferhub.modalities.completion import CompletionChoice, CompletionRequest, CompletionResponse
-from inferhub.modalities.embedding import EmbeddingRequest, EmbeddingResponse
-from inferhub.modalities.tokens import TokenUsage
 
 MAX_ANSWER_BYTES = 256 * 1024 * 1024
-MAX_EVENT_BYTES = 4 * 1024 * 1024
+MAX_EVENT_BYTES = 64 * 1024 * 1024
+"""A picture is one event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,63 +30,6 @@ class Timeouts:
     connect_s: float = 5.0
     silence_s: float = 600.0
     """Longest wait for the next byte of an answer."""
-
-
-class ChunkDelta(msgspec.Struct):
-    """What a piece of a streamed answer adds."""
-
-    role: str | None = None
-    content: str | None = None
-    reasoning_content: str | None = None
-    refusal: str | None = None
-    tool_calls: list[ToolCallDelta] | None = None
-
-
-class ChunkChoice(msgspec.Struct):
-    index: int
-    delta: ChunkDelta
-    logprobs: Logprobs | None = None
-    finish_reason: str | None = None
-
-
-class ChatChunk(msgspec.Struct):
-    """One event of a streamed chat."""
-
-    id: str
-    model: str
-    choices: list[ChunkChoice]
-    usage: TokenUsage | None = None
-
-
-class CompletionChunk(msgspec.Struct):
-    """One event of a streamed completion."""
-
-    id: str
-    model: str
-    choices: list[CompletionChoice]
-    usage: TokenUsage | None = None
-
-
-class ModelCard(msgspec.Struct):
-    """A model as the server lists it."""
-
-    id: str
-    created: int
-    owned_by: str
-    inferhub: dict[str, Any] = {}
-    """What OpenAI's list has no field for: backend, device, capabilities, readiness."""
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        return tuple(c["modality"] for c in self.inferhub.get("capabilities", ()))
-
-
-@dataclass(frozen=True, slots=True)
-class ServedSpec:
-    """The `hub.yaml` in force; `revision` guards a later `put_spec`."""
-
-    text: str
-    revision: int | None
 
 
 class _Problem(msgspec.Struct):
@@ -104,15 +42,22 @@ class _Envelope(msgspec.Struct):
     error: _Problem
 
 
-class _ModelList(msgspec.Struct):
-    data: list[ModelCard]
-
-
 T = TypeVar("T")
 
 
-class Client:
-    """An open connection pool to one server: `async with Client(url, key) as client`."""
+class Part(NamedTuple):
+    """A field of a form, or a file in one."""
+
+    name: str
+    content: str | bytes
+    file_name: str | None = None
+
+
+Form = Sequence[Part]
+
+
+class Session:
+    """An open connection pool: `async with Session(url, key) as session`."""
 
     def __init__(self, url: str, key: str | None = None, *, timeouts: Timeouts | None = None) -> None:
         """`url` is the server's address, with or without `/v1`. Raises `Invalid` and `Unauthenticated`."""
@@ -137,100 +82,57 @@ class Client:
         if session is not None:
             await session.close()
 
-    async def chat(self, request: ChatRequest) -> ChatResponse:
-        """The whole answer at once; `request.stream` is ignored."""
-        return await self._infer("chat/completions", request, ChatResponse)
-
-    def stream_chat(self, request: ChatRequest) -> AbstractAsyncContextManager[AsyncIterator[ChatChunk]]:
-        """`async with client.stream_chat(r) as chunks`; leaving the block early cancels the call."""
-        return self._stream("chat/completions", request, ChatChunk)
-
-    async def complete(self, request: CompletionRequest) -> CompletionResponse:
-        """The whole answer at once; `request.stream` is ignored."""
-        return await self._infer("completions", request, CompletionResponse)
-
-    def stream_complete(
-        self, request: CompletionRequest
-    ) -> AbstractAsyncContextManager[AsyncIterator[CompletionChunk]]:
-        """Like `stream_chat`."""
-        return self._stream("completions", request, CompletionChunk)
-
-    async def embed(self, request: EmbeddingRequest) -> EmbeddingResponse:
-        """Vectors in the order of the inputs."""
-        return await self._infer("embeddings", request, EmbeddingResponse)
-
-    async def models(self) -> list[ModelCard]:
-        return _decode(await self._body("GET", "/v1/models"), _ModelList).data
-
-    async def model(self, name: str) -> ModelCard:
-        """Raises `ModelNotFound`."""
-        return _decode(await self._body("GET", f"/v1/models/{quote(name, safe='')}"), ModelCard)
-
-    async def spec(self) -> ServedSpec:
-        """The spec in force. Needs a key of role admin, as do all that follow but `ready` and `version`."""
-        async with self._request("GET", "/admin/v1/spec") as response:
-            return await _served_spec(response)
-
-    async def put_spec(self, text: str, *, if_revision: int | None = None) -> ServedSpec:
-        """Replace the spec. Raises `SetupError` naming every problem, `Conflict` for another revision."""
-        headers = {"Content-Type": "application/yaml"}
-        if if_revision is not None:
-            headers["If-Match"] = f'"{if_revision}"'
-        async with self._request("PUT", "/admin/v1/spec", text.encode(), headers) as response:
-            return await _served_spec(response)
-
-    async def workers(self) -> list[dict[str, Any]]:
-        """Each worker's models, load, devices and free memory."""
-        listing = _decode(await self._body("GET", "/admin/v1/workers"), dict[str, Any])
-        return list(listing.get("data", ()))
-
-    async def ready(self) -> Mapping[str, Any]:
-        """The server's own account of its readiness; `ready` says whether it serves."""
-        async with self._request("GET", "/readyz?verbose", accept=(200, 503)) as response:
-            return _decode(await _read(response), dict[str, Any])
-
-    async def version(self) -> str:
-        return str(_decode(await self._body("GET", "/version"), dict[str, Any]).get("version"))
-
-    # --- the one way out --------------------------------------------------------------------------
-
-    async def _infer(self, path: str, request: msgspec.Struct, answer: type[T]) -> T:
-        return _decode(await self._body("POST", f"/v1/{path}", _encode(request, stream=False)), answer)
+    async def infer(self, path: str, request: msgspec.Struct, answer: type[T]) -> T:
+        return decode(await self.body("POST", f"/v1/{path}", encode(request, stream=False)), answer)
 
     @asynccontextmanager
-    async def _stream(
+    async def stream(
         self, path: str, request: msgspec.Struct, chunk: type[T]
     ) -> AsyncIterator[AsyncIterator[T]]:
         async with (
-            self._request("POST", f"/v1/{path}", _encode(request, stream=True)) as response,
+            self.request("POST", f"/v1/{path}", encode(request, stream=True)) as response,
             aclosing(_chunks(response, chunk)) as chunks,
         ):
             yield chunks
 
-    async def _body(self, method: str, path: str, body: bytes | None = None) -> bytes:
-        async with self._request(method, path, body) as response:
-            return await _read(response)
+    async def body(
+        self, method: str, path: str, body: bytes | None = None, *, form: Form | None = None
+    ) -> bytes:
+        async with self.request(method, path, body, form=form) as response:
+            return await read(response)
+
+    async def events(self, path: str, kind: type[T], *, form: Form) -> AsyncGenerator[T]:
+        """The events of a stream that one of its own events ends; whether that came, the caller sees."""
+        async with self.request("POST", path, form=form) as response:
+            async for data in _events(response):
+                if data.startswith(b'{"error"'):
+                    raise _rebuild(response, data)
+                if data != b"[DONE]":
+                    yield decode(data, kind)
 
     @asynccontextmanager
-    async def _request(
+    async def request(
         self,
         method: str,
         path: str,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
         accept: tuple[int, ...] = (200,),
+        *,
+        form: Form | None = None,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         if self._session is None:
-            raise RuntimeError("use `async with Client(...)`")
+            raise RuntimeError("use `async with`")
         if body is not None and headers is None:
             headers = {"Content-Type": "application/json"}
-        with _translated(self.url):
+        data = body if form is None else _written(form)
+        with translated(self.url):
             response = await self._session.request(
-                method, self.url + path, data=body, headers=headers, allow_redirects=False
+                method, self.url + path, data=data, headers=headers, allow_redirects=False
             )
         try:
             if response.status not in accept:
-                raise _rebuild(response, await _read(response))
+                raise _rebuild(response, await read(response))
             yield response
         finally:
             response.close()  # an unread rest ends the connection, and with it the call
@@ -254,8 +156,8 @@ def base_address(url: str) -> str:
 # --- writing and reading --------------------------------------------------------------------------
 
 
-def _encode(request: msgspec.Struct, *, stream: bool) -> bytes:
-    body = _without_none(request)
+def encode(request: msgspec.Struct, *, stream: bool) -> bytes:
+    body = without_none(request)
     body.pop("stream", None)
     if stream:
         body["stream"] = True
@@ -264,47 +166,50 @@ def _encode(request: msgspec.Struct, *, stream: bool) -> bytes:
     return msgspec.json.encode(body)
 
 
-def _without_none(value: Any) -> Any:
+def _written(form: Form) -> aiohttp.FormData:
+    data = aiohttp.FormData()
+    for part in form:
+        kind = None if part.file_name is None else "application/octet-stream"
+        data.add_field(part.name, part.content, filename=part.file_name, content_type=kind)
+    return data
+
+
+def without_none(value: Any) -> Any:
     """Structs without their unset fields. Plain mappings stay whole: a JSON schema's nulls matter."""
     if isinstance(value, msgspec.Struct):
         config = value.__struct_config__
         named = {config.tag_field: config.tag} if config.tag_field else {}
         values = [getattr(value, name) for name in value.__struct_fields__]
         pairs = zip(value.__struct_encode_fields__, values, strict=True)
-        return named | {name: _without_none(item) for name, item in pairs if item is not None}
+        return named | {name: without_none(item) for name, item in pairs if item is not None}
     if isinstance(value, list):
-        return [_without_none(item) for item in value]
+        return [without_none(item) for item in value]
     return value
 
 
-def _decode(body: bytes, kind: type[T]) -> T:
+def decode(body: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.DecodeError as error:
         raise errors.UpstreamFailed(f"The server's answer is not InferHub's: {error}.") from error
 
 
-async def _read(response: aiohttp.ClientResponse) -> bytes:
+async def read(response: aiohttp.ClientResponse) -> bytes:
     body = bytearray()
-    async for piece in _pieces(response):
+    async for piece in pieces(response):
         body += piece
         if len(body) > MAX_ANSWER_BYTES:
             raise errors.UpstreamFailed(f"The server's answer is longer than {MAX_ANSWER_BYTES} bytes.")
     return bytes(body)
 
 
-async def _pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
+async def pieces(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     while True:
-        with _translated(str(response.url.origin())):
+        with translated(str(response.url.origin())):
             piece = await response.content.readany()
         if not piece:
             return
         yield piece
-
-
-async def _served_spec(response: aiohttp.ClientResponse) -> ServedSpec:
-    tag = response.headers.get("ETag", "").strip('"')
-    return ServedSpec((await _read(response)).decode(errors="replace"), int(tag) if tag.isdigit() else None)
 
 
 async def _chunks(response: aiohttp.ClientResponse, kind: type[T]) -> AsyncGenerator[T]:
@@ -316,7 +221,7 @@ async def _chunks(response: aiohttp.ClientResponse, kind: type[T]) -> AsyncGener
             return
         if data.startswith(b'{"error"'):
             raise _rebuild(response, data)
-        yield _decode(data, kind)
+        yield decode(data, kind)
     raise errors.EndpointLost("The server closed the stream before the answer was complete.")
 
 
@@ -324,7 +229,7 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
     """Data of each server-sent event; comments and other fields are skipped."""
     rest = b""
     data: list[bytes] = []
-    async for piece in _pieces(response):
+    async for piece in pieces(response):
         *lines, rest = (rest + piece).split(b"\n")
         if len(rest) > MAX_EVENT_BYTES:
             raise errors.UpstreamFailed(f"An event of the stream is longer than {MAX_EVENT_BYTES} bytes.")
@@ -375,7 +280,7 @@ def _rebuild(response: aiohttp.ClientResponse, body: bytes) -> InferHubError:
 
 
 @contextmanager
-def _translated(url: str) -> Iterator[None]:
+def translated(url: str) -> Iterator[None]:
     """aiohttp's exceptions become ours here and nowhere else. Never around code of the caller's."""
     try:
         yield
