@@ -74,6 +74,18 @@ def tree_rss_bytes(root: int) -> int:
     return total
 
 
+def tree_pss_bytes(root: int) -> int:
+    """Proportional memory of the tree: a page that n processes share counts as an n-th in each of them."""
+    total = 0
+    for stat in read_tree(root):
+        try:
+            text = (_PROC / str(stat.pid) / "smaps_rollup").read_text()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        total += next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+    return total
+
+
 def busy_cores(interval_s: float) -> float:
     """How many cores were busy, on average, while this process slept for the interval."""
     before = _busy_ticks((_PROC / "stat").read_text())

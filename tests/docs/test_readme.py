@@ -120,6 +120,7 @@ def newcomer(tmp_path: Path) -> Iterator[Newcomer]:
     outside = {k: v for k, v in environment(settings).items() if not k.startswith(("MAKE", "MFLAGS", "ARGS"))}
     somebody = Newcomer(tmp_path, outside | {"PATH": binaries}, ports, [])
     (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    (tmp_path / "tests").symlink_to(ROOT / "tests")
     yield somebody
     for process in reversed(somebody.servers):
         if process.exit_code is None:

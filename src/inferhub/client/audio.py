@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any
 
 import msgspec
 
+from inferhub.client.live import LiveEvent, listening
 from inferhub.client.session import Part, Session, decode, pieces, without_none
 from inferhub.modalities.speech import SpeechRequest
 from inferhub.modalities.transcription import TranscriptionRequest
@@ -64,6 +65,12 @@ class Audio:
         body = msgspec.json.encode({**without_none(request), "stream_format": "audio"})
         async with self._session.request("POST", "/v1/audio/speech", body) as response:
             yield pieces(response)
+
+    def listen(
+        self, request: TranscriptionRequest, sound: AsyncIterator[bytes]
+    ) -> AbstractAsyncContextManager[AsyncIterator[LiveEvent]]:
+        """`async with audio.listen(r, sound) as events`: `sound` is mono PCM, 16 kHz, 16 bits."""
+        return listening(self._session, request, sound)
 
     async def voices(self) -> list[Voice]:
         return decode(await self._session.body("GET", "/v1/audio/voices"), _Voices).data

@@ -32,14 +32,22 @@ class Timeouts:
     """Longest wait for the next byte of an answer."""
 
 
-class _Problem(msgspec.Struct):
+class Problem(msgspec.Struct):
+    """An error as the server says it."""
+
     message: str
     code: str | None = None
     param: str | None = None
 
+    def rebuilt(self, status: int = 400) -> InferHubError:
+        """The error that the server raised: by its code, else by the status."""
+        fallback = errors.RequestError if 400 <= status < 500 else errors.InternalError
+        kind = _BY_CODE.get(self.code or "") or _BY_STATUS.get(status, fallback)
+        return kind(self.message, param=self.param, code=self.code)
+
 
 class _Envelope(msgspec.Struct):
-    error: _Problem
+    error: Problem
 
 
 T = TypeVar("T")
@@ -136,6 +144,22 @@ class Session:
             yield response
         finally:
             response.close()  # an unread rest ends the connection, and with it the call
+
+    @asynccontextmanager
+    async def socket(self, path: str) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+        """An open WebSocket; closed at the end."""
+        if self._session is None:
+            raise RuntimeError("use `async with`")
+        with translated(self.url):
+            try:
+                socket = await self._session.ws_connect(self.url + path, max_msg_size=MAX_EVENT_BYTES)
+            except aiohttp.WSServerHandshakeError as error:
+                problem = Problem(f"{self.url} refused the connection with status {error.status}.")
+                raise problem.rebuilt(error.status) from error
+        try:
+            yield socket
+        finally:
+            await socket.close()
 
 
 _ADDRESS = re.compile(
@@ -263,20 +287,17 @@ _BY_STATUS: dict[int, type[InferHubError]] = {
 
 
 def _rebuild(response: aiohttp.ClientResponse, body: bytes) -> InferHubError:
-    """The error that the server raised: by its code, else by the status."""
     status = response.status
     try:
-        problem = msgspec.json.decode(body, type=_Envelope).error
+        error = msgspec.json.decode(body, type=_Envelope).error.rebuilt(status)
     except msgspec.DecodeError:
         return errors.UpstreamFailed(f"{response.url.origin()} answered {status}, and not as InferHub does.")
-    fallback = errors.RequestError if 400 <= status < 500 else errors.InternalError
-    kind = _BY_CODE.get(problem.code or "") or _BY_STATUS.get(status, fallback)
-    message, request_id = problem.message, response.headers.get("x-request-id")
-    if issubclass(kind, errors.InternalError) and request_id:
-        message += f" (request {request_id[:100]})"
+    request_id = response.headers.get("x-request-id")
+    if isinstance(error, errors.InternalError) and request_id:
+        error.message += f" (request {request_id[:100]})"
     wait_s = response.headers.get("retry-after", "")
-    retry_after_s = float(wait_s) if wait_s.isdigit() else None
-    return kind(message, param=problem.param, code=problem.code, retry_after_s=retry_after_s)
+    error.retry_after_s = float(wait_s) if wait_s.isdigit() else None
+    return error
 
 
 @contextmanager
