@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import io
 import json
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -12,22 +13,33 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from PIL import Image
 
 from inferhub.core.call import Call, Emit, Native
+from inferhub.core.call import Media as File
 from inferhub.core.errors import EgressRefused, InferHubError, Invalid
 from inferhub.core.models import Capability
 from inferhub.egress import Fetcher, FetchLimits
+from inferhub.media import MediaPool
 from inferhub.pipeline.media import Media, MediaLimits
 from inferhub.testing.calls import Collector, make_call
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+
+
+def drawn(kind: str, size: tuple[int, int] = (6, 4), **more: Any) -> bytes:
+    sink = io.BytesIO()
+    Image.new("RGB", size, "teal").save(sink, kind, **more)
+    return sink.getvalue()
+
+
 PICTURES = {
     "/p.png": (PNG, "image/png"),
-    "/p.jpg": (b"\xff\xd8\xff\xe0" + bytes(20), "image/jpeg"),
-    "/p.gif": (b"GIF89a" + bytes(20), "image/gif"),
-    "/p.webp": (b"RIFF\x1a\0\0\0WEBPVP8 " + bytes(10), "image/webp"),
+    "/p.jpg": (drawn("JPEG", quality=20, optimize=True), "image/jpeg"),
+    "/p.gif": (drawn("GIF"), "image/gif"),
+    "/p.webp": (drawn("WEBP"), "image/webp"),
 }
 PDF = b"%PDF-1.7\n" + bytes(50)
 SEES = Capability("chat", frozenset({"vision", "file_input"}))
@@ -105,8 +117,10 @@ async def host() -> AsyncIterator[Host]:
     allow = [f"files.example:{host.port}"]
     limits = FetchLimits(connect_s=5, total_s=2, max_bytes=LIMITS.file_bytes)
     fetcher = Fetcher(allow=allow, limits=limits, resolve=host.resolve)
-    host.media = Media(fetcher.get, allow=allow, limits=LIMITS)
+    pool = MediaPool()
+    host.media = Media(fetcher.get, pool.clean_image, allow=allow, limits=LIMITS)
     yield host
+    await pool.close()
     host.slow.set()
     await fetcher.close()
     await runner.cleanup()
@@ -240,6 +254,81 @@ async def test_enclosed_pictures_are_left_alone(host: Host) -> None:
     assert await seen(host.media, file) == [file]
 
 
+def taken(kind: str, orientation: int) -> bytes:
+    """A picture as a telephone makes it."""
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "Make of the telephone"
+    return drawn(kind, exif=exif.tobytes())
+
+
+def seen_size(url: str) -> tuple[int, int]:
+    return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).size
+
+
+@pytest.mark.parametrize(("kind", "media_type"), [("JPEG", "jpeg"), ("PNG", "png"), ("WEBP", "webp")])
+async def test_nobody_learns_who_took_an_enclosed_picture(host: Host, kind: str, media_type: str) -> None:
+    """Out of the request and out of what the client wrote in its own words, and all else stays as it was."""
+    for orientation, size in ((1, (6, 4)), (6, (4, 6))):
+        url = as_data(taken(kind, orientation), f"image/{media_type}")
+        native = json.dumps(
+            {"source": {"type": "base64", "data": url.partition(",")[2]}, "top_k": 1}
+        ).encode()
+        call = replace(asking(url, as_data(PNG), seed=7), native=Native("anthropic_messages", native))
+        [told] = await seen(host.media, call)
+        cleaned, other = urls_of(told)
+        assert b"telephone" not in base64.b64decode(cleaned.partition(",")[2])
+        assert cleaned.startswith(f"data:image/{media_type};base64,")
+        assert seen_size(cleaned) == size
+        assert other == as_data(PNG)
+        assert json.loads(told.body)["seed"] == 7
+        assert told.native is not None
+        source = {"type": "base64", "data": cleaned.partition(",")[2]}
+        assert json.loads(told.native.body) == {"source": source, "top_k": 1}
+
+
+async def test_words_in_which_the_picture_is_not_found_are_given_up(host: Host) -> None:
+    url = as_data(taken("JPEG", 1), "image/jpeg")
+    call = replace(
+        asking(url), native=Native("anthropic_messages", json.dumps([url.replace("/", "\\/")]).encode())
+    )
+    [told] = await seen(host.media, call)
+    assert told.native is None
+
+
+async def test_nobody_learns_who_took_a_picture_that_is_fetched_or_sent_as_a_file(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PICTURES, "/taken.jpg", (taken("JPEG", 6), "image/jpeg"))
+    [told] = await seen(host.media, asking(host.url("/taken.jpg")))
+    assert seen_size(urls_of(told)[0]) == (4, 6)
+    sound = File("file", b"RIFF1234WAVEfmt ", "audio/wav")
+    call = replace(make_call("chat"), media=(File("image", taken("PNG", 1), "image/png"), sound))
+    [told] = await seen(host.media, call)
+    assert b"telephone" not in told.media[0].data
+    assert told.media[1] is sound
+
+
+async def test_a_picture_to_be_analysed_is_fetched(host: Host) -> None:
+    [told] = await seen(host.media, make_call("vision", image=host.url("/p.png")))
+    assert told.request.image == as_data(PNG)
+    error = await refused(host.media, make_call("vision", image="http://127.0.0.1/"))
+    assert error.param == "image"
+
+
+@pytest.mark.parametrize(
+    ("picture", "code"),
+    [
+        (PNG[:16] + (20_000).to_bytes(4, "big") * 2 + PNG[24:], "image_too_large"),
+        (PNG[:20], "invalid_image"),
+        (b"\xff\xd8\xff\xe0" + bytes(20), "invalid_image"),
+        (b"GIF89a" + bytes(20), "invalid_image"),
+    ],
+)
+async def test_enclosed_pictures_that_nobody_could_decode(host: Host, picture: bytes, code: str) -> None:
+    error = await refused(host.media, asking(as_data(picture)))
+    assert (error.wire_code, error.param) == (code, WHERE)
+
+
 async def test_calls_without_pictures_are_not_looked_at(host: Host) -> None:
     for call in (make_call("chat"), make_call("embedding"), make_call("moderation", input=["a"])):
         assert await seen(host.media, call) == [call]
@@ -343,7 +432,7 @@ async def test_a_host_that_is_not_there_is_the_callers_mistake() -> None:
     port = closed.getsockname()[1]
     closed.close()
     fetcher = Fetcher(allow=[f"127.0.0.1:{port}"])
-    media = Media(fetcher.get, allow=[f"127.0.0.1:{port}"])
+    media = Media(fetcher.get, MediaPool().clean_image, allow=[f"127.0.0.1:{port}"])
     with pytest.raises(Invalid) as caught:
         await seen(media, asking(f"http://127.0.0.1:{port}/"))
     assert caught.value.wire_code == "url_not_fetched"
