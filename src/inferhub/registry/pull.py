@@ -147,7 +147,9 @@ class Puller:
 
     def _wheel(self, requirement: str, pin: Carrier) -> Path:
         # Part of the hash in the name: a changed pin must not go on with the old pin's bytes.
-        return self.downloads / f"{requirement.replace('==', '-')}-{pin.sha256[:8]}.whl.part"
+        name, is_npm, version = requirement.partition("@")
+        stem = f"{name}-{version}" if is_npm else requirement.replace("==", "-")
+        return self.downloads / f"{stem}-{pin.sha256[:8]}.{'tgz' if is_npm else 'whl'}.part"
 
     def _require_space(self, name: str, needed_bytes: int, parts: Iterable[Path]) -> None:
         """Refuse before the first byte what cannot fit; bytes of an earlier try count as there."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from inferhub.core.errors import SetupError, WeightsCorrupt, WeightsMissing
 from inferhub.registry import integrity
 from inferhub.registry.download import Limits
-from inferhub.registry.index import Entry, Index, WeightFile, shipped_index
+from inferhub.registry.index import Entry, Index, WeightFile, shipped_folder, shipped_index
 from inferhub.registry.integrity import State
 from inferhub.registry.progress import OnProgress, silent
 from inferhub.registry.pull import Puller, mirror_base
@@ -35,6 +35,8 @@ class WeightsStatus:
     path: Path
     """Where it is, or will be."""
     files: tuple[WeightFile, ...]
+    shipped: bool = False
+    """Part of this package: always here, never pulled."""
 
 
 class Weights:
@@ -57,6 +59,11 @@ class Weights:
         self._limits = limits or Limits()
 
     @property
+    def defaults(self) -> tuple[str, ...]:
+        """What is pulled where no name is given."""
+        return tuple(name for name, entry in sorted(self._index.weights.items()) if entry.default)
+
+    @property
     def names(self) -> tuple[str, ...]:
         return tuple(sorted(self._index.weights))
 
@@ -71,7 +78,8 @@ class Weights:
             self._entry(name)
         puller = Puller(self.cache_dir, self._index, self._mirror, on_progress, self._limits)
         for name in wanted:
-            await puller.pull(name)
+            if not self._entry(name).shipped:
+                await puller.pull(name)
 
     def resolve(self, name_or_path: str) -> Path:
         """What a backend loads: the file, or the folder of weights made of several files.
@@ -81,13 +89,15 @@ class Weights:
         if name_or_path not in self._index.weights and looks_like_path(name_or_path):
             return checked_path(name_or_path)
         state = self.state(name_or_path)
-        remedy = f"run `inferhub models pull {name_or_path}`"
+        remedy = f"run `inferhub models pull {name_or_path}`, or without a name for all"
+        if self._entry(name_or_path).shipped:
+            remedy = "they are part of InferHub, so install it again"
         if state is State.MISSING:
             raise WeightsMissing(f"Weights {name_or_path!r} are not on this machine yet: {remedy}.")
         if state is State.CORRUPT:
             raise WeightsCorrupt(
                 f"Weights {name_or_path!r} in {self._folder(name_or_path)} do not have the content they must "
-                f"have and are not loaded: {remedy} to replace them."
+                f"have and are not loaded: {remedy}."
             )
         return self._path(name_or_path)
 
@@ -110,17 +120,19 @@ class Weights:
                 self.state(name),
                 self._path(name),
                 entry.files,
+                entry.shipped,
             )
             for name, entry in sorted(self._index.weights.items())
         )
 
     def _check(self, name: str, *, always_hash: bool) -> State:
         folder, files = self._folder(name), self._entry(name).files
-        states = {integrity.check(folder / f.name, f, always_hash=always_hash) for f in files}
+        stamps = self.cache_dir / "weights" / name  # a package's own folder may be read-only, or under git
+        states = {integrity.check(folder / f.name, f, always_hash=always_hash, stamps=stamps) for f in files}
         return next((s for s in (State.CORRUPT, State.MISSING) if s in states), State.PRESENT)
 
     def _folder(self, name: str) -> Path:
-        return self.cache_dir / "weights" / name
+        return shipped_folder(name) if self._entry(name).shipped else self.cache_dir / "weights" / name
 
     def _path(self, name: str) -> Path:
         files = self._index.weights[name].files
