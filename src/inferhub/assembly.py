@@ -16,27 +16,28 @@ from dataclasses import dataclass, field
 
 from inferhub.accounting import Known, open_accounting
 from inferhub.backends import backend_class
-from inferhub.backends.base import check_options
 from inferhub.calls import open_calls
 from inferhub.core.audit import Act
 from inferhub.core.errors import SetupError, UpstreamFailed
-from inferhub.core.models import ModelSpec
 from inferhub.core.tenancy import Role
 from inferhub.egress import Fetcher, FetchLimits, check_url
 from inferhub.gateway.admin.desk import Desk
 from inferhub.gateway.app import GatewayParts, build_app
+from inferhub.gateway.blobs import BlobLinks
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.responses.kept import KeptResponses
 from inferhub.gateway.server import HttpServer
+from inferhub.gateway.sockets.realtime.secrets import ClientSecrets
+from inferhub.gateway.sockets.switchboard import OpenSockets
 from inferhub.gateway.tokens import TokenVerifier
 from inferhub.gateway.turns import Turns
+from inferhub.hosting import make_worker, parse_spec
 from inferhub.modalities import modalities
 from inferhub.process import settle_memory, until_signalled
-from inferhub.registry.weights import Weights
 from inferhub.settings import Loaded, Settings
-from inferhub.settings.spec import load_spec
+from inferhub.stores import open_blobs
 from inferhub.stores import open_catalog as open_catalog_url
 from inferhub.stores.catalog.base import Catalog
 from inferhub.stores.catalog.keys import issue
@@ -45,12 +46,9 @@ from inferhub.telemetry.loop_lag import watch_loop_lag
 from inferhub.telemetry.metrics import Metrics
 from inferhub.telemetry.ops import OpsServer
 from inferhub.telemetry.ports import listen
-from inferhub.telemetry.resources import devices
 from inferhub.transport.base import Transport
 from inferhub.transport.codec import Codec
 from inferhub.transport.local import LocalTransport
-from inferhub.worker.host import Host
-from inferhub.worker.service import Worker
 
 _log = logging.getLogger(__name__)
 
@@ -91,22 +89,6 @@ class Inherited:
     """Takes the place of an operations port."""
 
 
-def check_model(spec: ModelSpec) -> Mapping[str, str]:
-    """Raises `SetupError` for an unknown backend, option, or missing weights name. Options that its backend
-    takes from the environment are returned, and the others not checked until they are there."""
-    backend = backend_class(spec.backend)
-    left_out = backend.default_options(spec)
-    if not left_out:
-        check_options(backend, spec)
-    if backend.needs_weights and spec.weights is None:
-        raise SetupError(f"Model {spec.name!r}: backend {spec.backend!r} needs 'weights'.", param="weights")
-    return left_out
-
-
-def open_weights(settings: Settings) -> Weights:
-    return Weights(settings.cache_dir, settings.weights_mirror)
-
-
 @asynccontextmanager
 async def open_catalog(settings: Settings) -> AsyncIterator[Catalog]:
     settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -121,9 +103,12 @@ async def serve(
     loaded: Loaded, spec_text: str | None, *, announce: Announce, on_progress: Progress = lambda _: None
 ) -> None:
     """Everything in one process, until a signal."""
+    metrics = Metrics()
     async with AsyncExitStack() as stack:
-        engines = {"local": await _local(stack, loaded.settings, "local")}
-        await _serve_http(stack, loaded, spec_text, engines, announce=announce, on_progress=on_progress)
+        engines = {"local": await _local(stack, loaded.settings, "local", metrics)}
+        await _serve_http(
+            stack, loaded, spec_text, engines, announce=announce, on_progress=on_progress, metrics=metrics
+        )
 
 
 async def gateway(
@@ -166,14 +151,16 @@ async def worker(
 
     settings = loaded.settings
     async with AsyncExitStack() as stack:
-        service = _worker(settings, settings.worker_id or f"worker-{os.getpid()}")
+        service = make_worker(settings, settings.worker_id or f"worker-{os.getpid()}")
         stack.push_async_callback(service.close)
         server = await grpc_server.serve(
             service, settings.worker_listen, Codec(modalities()), token=_token(settings)
         )
         stack.push_async_callback(server.stop, settings.drain_grace_s)
-        ops = _ops(stack, settings, Metrics(), lambda: {"ready": True})
-        spec = load_spec(spec_text, env=loaded.environment, check_model=check_model) if spec_text else None
+        metrics = Metrics()
+        metrics.watch_models(service.models)
+        ops = _ops(stack, settings, metrics, lambda: {"ready": True})
+        spec = parse_spec(loaded, spec_text) if spec_text else None
         for model in spec.models if spec else ():
             on_progress(model.name)
             await service.load(model)
@@ -194,6 +181,7 @@ async def _serve_http(
     announce: Announce,
     on_progress: Progress,
     inherited: Inherited | None = None,
+    metrics: Metrics | None = None,
 ) -> None:
     """What `serve` and `gateway` share: everything in front of the workers."""
     settings = loaded.settings
@@ -219,18 +207,23 @@ async def _serve_http(
         catalog,
         fleet,
         pepper=pepper,
-        parse=lambda text: load_spec(text, env=loaded.environment, check_model=check_model),
+        parse=lambda text: parse_spec(loaded, text),
         tokens=tokens,
         refresh_s=settings.key_refresh_s,
     )
     await desired.start(await _text_to_serve(catalog, spec_text, inherited), on_progress)
+    blobs = await open_blobs(
+        settings.blobs_url, ttl_s=settings.blobs_ttl_s, max_bytes=settings.blobs_max_bytes
+    )
+    stack.push_async_callback(blobs.close)
+    links = BlobLinks(blobs, pepper, public_url=settings.public_url)
     accounting = await stack.enter_async_context(open_accounting(settings, pepper, _known(desired, fleet)))
     if inherited:
         await inherited.prepared(desired.spec.revision)
     # Not earlier: a start that fails on the way would take the key, which nobody saw, with it.
     admin_key = await _first_admin_key(catalog, pepper) if not inherited or inherited.leads else None
     await desired.refresh()
-    metrics = Metrics()
+    metrics = metrics or Metrics()
 
     def readiness() -> Mapping[str, object]:
         state = fleet.readiness()
@@ -243,9 +236,12 @@ async def _serve_http(
             "stores": {**desired.health(), **accounting.health()},
         }
 
+    opened = OpenSockets()
     app = build_app(
         GatewayParts(
-            pipeline=open_calls(stack, settings, fleet, desired, accounting=accounting, metrics=metrics),
+            pipeline=open_calls(
+                stack, settings, fleet, desired, accounting=accounting, metrics=metrics, keep=links.keep
+            ),
             fleet=fleet,
             desired=desired,
             desk=Desk(catalog, desired.catch_up, pepper),
@@ -257,11 +253,14 @@ async def _serve_http(
                 ttl_s=settings.responses_ttl_s,
                 max_history_bytes=settings.max_body_bytes,
             ),
+            links=links,
             readiness=readiness,
             check_url=lambda url: check_url(url, settings.egress_allow, param="webhook_url"),
             metrics=metrics,
             limits=_gateway_limits(settings),
             cors_origins=settings.cors_origins,
+            sockets=opened,
+            secrets=ClientSecrets(pepper),
         )
     )
     if inherited:
@@ -274,6 +273,7 @@ async def _serve_http(
             fleet.run(),
             desired.run(),
             tokens.run(),
+            blobs.run(),
             watch_loop_lag(metrics, settings.loop_lag_warn_s),
             *accounting.services(metrics),
         )
@@ -284,6 +284,7 @@ async def _serve_http(
                 _gateway_limits(settings),
                 keepalive_timeout_s=settings.keepalive_timeout_s,
                 drain_grace_s=settings.drain_grace_s,
+                opened=opened,
             )
         )
         settle_memory()
@@ -343,14 +344,15 @@ async def _first_admin_key(catalog: Catalog, pepper: bytes) -> str | None:
     return plaintext
 
 
-async def _local(stack: AsyncExitStack, settings: Settings, name: str) -> Transport:
-    service = _worker(settings, name)
+async def _local(
+    stack: AsyncExitStack, settings: Settings, name: str, metrics: Metrics | None = None
+) -> Transport:
+    """A worker in this process; `metrics` shows its models."""
+    service = make_worker(settings, name)
+    if metrics is not None:
+        metrics.watch_models(service.models)
     stack.push_async_callback(service.close)
     return LocalTransport(service, strict=Codec(modalities()) if settings.strict_local_transport else None)
-
-
-def _worker(settings: Settings, name: str) -> Worker:
-    return Worker(name, Host(resolve=open_weights(settings).resolve), devices)
 
 
 def _token(settings: Settings) -> str | None:

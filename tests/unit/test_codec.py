@@ -159,7 +159,7 @@ def test_a_chunk_that_cannot_be_read_is_the_workers_failure(chunk: pb.Chunk) -> 
 def test_a_workers_status_comes_back_whole() -> None:
     specs = [
         ModelSpec("bare", "echo"),
-        ModelSpec("full", "echo", "a b/ü.gguf", "cuda:1", 2, 0, {"x": {"y": [1, 0.1, None, "ü"]}}),
+        ModelSpec("full", "echo", "a b/ü.gguf", "cuda:1", 2, 0, {"x": {"y": [1, 0.1, None, "ü"]}}, "demand"),
     ]
     models = (
         ModelStatus(specs[0], (), "cpu"),
@@ -173,6 +173,8 @@ def test_a_workers_status_comes_back_whole() -> None:
             running=2,
             queued=7,
             ready=False,
+            loaded=False,
+            memory_bytes=2**41,
         ),
     )
     devices = (DeviceStatus("cpu", "Some CPU", 2**40, 2**39),)

@@ -177,7 +177,7 @@ async def test_the_status_tells_models_devices_and_load(scripted: Transport) -> 
     status = await scripted.status()
     assert (status.id, status.devices, status.draining) == ("worker-1", DEVICES, False)
     (model,) = status.models
-    assert model.spec == ModelSpec("m", "scripted", slots=1, queue_limit=2)
+    assert model.spec == ModelSpec("m", "scripted", slots=1, queue_limit=2, load="start")
     assert model.capabilities == Scripted.capabilities
     assert (model.device, model.running, model.queued, model.ready) == ("cpu", 0, 0, True)
 
@@ -279,7 +279,7 @@ async def test_the_deadline_ends_waiting_and_running_calls(scripted: Transport) 
 
 
 async def test_loading_the_same_spec_again_returns_the_running_model(scripted: Transport) -> None:
-    spec = ModelSpec("m", "scripted", slots=1, queue_limit=2)
+    spec = ModelSpec("m", "scripted", slots=1, queue_limit=2, load="start")
     assert (await scripted.load(spec)).spec == spec
     with pytest.raises(Conflict, match="unload it first"):
         await scripted.load(ModelSpec("m", "scripted", slots=2))
@@ -294,7 +294,7 @@ async def test_loading_the_same_spec_again_returns_the_running_model(scripted: T
 async def test_concurrent_loads_of_one_name_load_once(connect: Connect) -> None:
     Scripted.loads = 0
     transport = await connect(make_worker(Scripted))
-    spec = ModelSpec("m", "scripted")
+    spec = ModelSpec("m", "scripted", load="start")
     statuses = await asyncio.gather(*(transport.load(spec) for _ in range(5)))
     assert [status.spec for status in statuses] == [spec] * 5
     assert Scripted.loads == 1

@@ -6,6 +6,7 @@ Everyone imports this module; it imports only its sibling nouns.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -30,7 +31,8 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """An endpoint took the call. Always directly followed by the first `Delta` or by `Finished`."""
+    """An endpoint took the call. Directly followed by the first `Delta` or by `Finished`; only where a call
+    takes several models does one without an endpoint come first, while the others are at work."""
 
     model: str
     """The model that answers, after aliases and routes."""
@@ -45,6 +47,8 @@ class Started:
     """How full the caller's limits are; the admit ring fills it in."""
     trail: tuple[Failed, ...] = ()
     """What was tried before, in order; the attempt ring fills it in."""
+    described_by: str = ""
+    """The model that looked at the pictures for one that cannot see; the describe ring fills it in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +105,7 @@ class Media:
 
     field: str
     """Of the form it came in: `file`, `image`, `mask`."""
-    data: bytes = field(repr=False)
+    data: bytes = dataclasses.field(repr=False)  # its neighbour has the short name
     kind: str = ""
     """Media type, found out from the bytes, such as `audio/wav`."""
     name: str = ""

@@ -4,7 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+Load = Literal["start", "demand"]
+"""When a model is loaded: before it is announced, or at its first call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Voice:
+    """Somebody who can be asked to speak."""
+
+    id: str
+    language: str
+    """IETF tag, such as `en-GB`."""
+    gender: Literal["female", "male", "neutral"] = "neutral"
+    aliases: tuple[str, ...] = ()
+    """Further names for it, such as OpenAI's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +33,8 @@ class Capability:
     """Prompt and answer together, per call; None when the backend cannot know."""
     dimensions: int | None = None
     """Length of an embedding vector."""
+    voices: tuple[Voice, ...] = ()
+    """Of a model that speaks; the first one where the client names none."""
 
 
 def public_name(deployment: str) -> str:
@@ -40,6 +57,8 @@ class ModelSpec:
     queue_limit: int = 64
     options: Mapping[str, Any] = field(default_factory=dict, repr=False)
     """The backend's own settings, checked against its `Options` struct. May hold a vendor's key."""
+    load: Load | None = None
+    """None leaves it to the backend. On demand it may also be unloaded again when memory is short."""
 
     @property
     def public_name(self) -> str:
@@ -48,7 +67,7 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """A model as one worker reports it."""
+    """A model as one worker reports it. Is it pinned or on demand? `spec.load` says."""
 
     spec: ModelSpec
     capabilities: tuple[Capability, ...]
@@ -58,6 +77,10 @@ class ModelStatus:
     queued: int = 0
     ready: bool = True
     """False while the model's child process is started again after it died, or was given up."""
+    loaded: bool = True
+    """False while a model on demand waits for its first call."""
+    memory_bytes: int = 0
+    """What its own process takes, measured after it was loaded; 0 where it has none or is not loaded."""
 
     def capability(self, modality: str) -> Capability | None:
         return next((c for c in self.capabilities if c.modality == modality), None)

@@ -9,14 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import msgspec
 
 from inferhub.core import errors
 from inferhub.core.call import Call, Chunk, Delta, Finished, Frame, Media, Native, Started
 from inferhub.core.errors import InferHubError, Invalid, ServingError, UpstreamFailed
-from inferhub.core.models import Capability, ModelSpec, ModelStatus
+from inferhub.core.models import Capability, Load, ModelSpec, ModelStatus, Voice
 from inferhub.core.serving import DeviceStatus, WorkerStatus
 from inferhub.core.tenancy import Principal, Role
 from inferhub.core.usage import Usage
@@ -175,6 +175,9 @@ def _clean(text: str) -> str:
 # --- models and workers ------------------------------------------------------------------------
 
 
+_LOADS: dict[str, Load] = {"start": "start", "demand": "demand"}
+
+
 def encode_spec(spec: ModelSpec) -> pb.ModelSpec:
     return pb.ModelSpec(
         name=spec.name,
@@ -184,6 +187,7 @@ def encode_spec(spec: ModelSpec) -> pb.ModelSpec:
         slots=spec.slots,
         queue_limit=spec.queue_limit,
         options=_encode_json(dict(spec.options)),
+        load=spec.load or "",
     )
 
 
@@ -200,6 +204,7 @@ def decode_spec(message: pb.ModelSpec) -> ModelSpec:
         slots=message.slots,
         queue_limit=message.queue_limit,
         options=options,
+        load=_LOADS.get(message.load),
     )
 
 
@@ -212,6 +217,10 @@ def encode_model(model: ModelStatus) -> pb.ModelStatus:
                 features=sorted(c.features),
                 context_tokens=c.context_tokens,
                 dimensions=c.dimensions,
+                voices=[
+                    pb.Voice(id=v.id, language=v.language, gender=v.gender, aliases=v.aliases)
+                    for v in c.voices
+                ],
             )
             for c in model.capabilities
         ],
@@ -219,6 +228,8 @@ def encode_model(model: ModelStatus) -> pb.ModelStatus:
         running=model.running,
         queued=model.queued,
         ready=model.ready,
+        loaded=model.loaded,
+        memory_bytes=model.memory_bytes,
     )
 
 
@@ -231,6 +242,7 @@ def decode_model(message: pb.ModelStatus) -> ModelStatus:
                 features=frozenset(c.features),
                 context_tokens=c.context_tokens if c.HasField("context_tokens") else None,
                 dimensions=c.dimensions if c.HasField("dimensions") else None,
+                voices=tuple(_voice(v) for v in c.voices),
             )
             for c in message.capabilities
         ),
@@ -238,7 +250,15 @@ def decode_model(message: pb.ModelStatus) -> ModelStatus:
         running=message.running,
         queued=message.queued,
         ready=message.ready,
+        loaded=message.loaded,
+        memory_bytes=message.memory_bytes,
     )
+
+
+def _voice(message: pb.Voice) -> Voice:
+    gender = message.gender if message.gender in ("female", "male") else "neutral"
+    known = cast("Literal['female', 'male', 'neutral']", gender)
+    return Voice(message.id, message.language, known, tuple(message.aliases))
 
 
 def encode_worker(worker: WorkerStatus) -> pb.WorkerStatus:

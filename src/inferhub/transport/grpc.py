@@ -101,7 +101,7 @@ class GrpcTransport:
             raise DeadlineExceeded("The call's time was over before it reached a worker.")
         rpc = self._open(call, remaining_s + DEADLINE_SLACK_S)
         try:
-            await self._relay(rpc, call.modality, emit)
+            await self._relay(rpc, call, emit)
         finally:
             # Without this, an `emit` that fails would leave the engine working for nobody.
             rpc.cancel()
@@ -140,16 +140,18 @@ class GrpcTransport:
         except grpc.aio.UsageError as error:
             raise EndpointLost("The connection to the worker is closed.") from error
 
-    async def _relay(self, rpc: AsyncIterator[pb.InferReply], modality: str, emit: Emit) -> None:
+    async def _relay(self, rpc: AsyncIterator[pb.InferReply], call: Call, emit: Emit) -> None:
         is_finished = False
         # Not `rpc.read()`: it forgets messages that arrived before the status of a failed call.
         async with aclosing(cast("Any", aiter(rpc))) as replies:
             while (reply := await _translated(anext(replies, None), "The worker", NoEndpoint)) is not None:
-                for chunk in self._codec.decode_chunks(modality, reply):
+                for chunk in self._codec.decode_chunks(call.modality, reply):
                     await emit(chunk)
                     is_finished = isinstance(chunk, Finished)
                 if reply.HasField("error"):
                     raise wire.decode_error(reply.error)
+                if is_finished and call.incoming is not None:
+                    return  # The worker waits for our end.
         if not is_finished:
             raise EndpointLost("The worker stopped before the end of the answer.")
 

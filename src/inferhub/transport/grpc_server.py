@@ -101,6 +101,10 @@ class _Servicer(pb_grpc.WorkerServicer):
     async def Converse(self, said: AsyncIterator[pb.Utterance], context: Any) -> None:  # noqa: N802
         first = await anext(said, pb.Utterance())
         await self._answer(first.request, _frames(said), context)
+        # The client ends it, once it has read the answer: were we the first, its next frame would fail, and
+        # gRPC forgets what it has not read then.
+        async for _ in said:
+            pass
 
     async def _answer(
         self, request: pb.InferRequest, incoming: AsyncIterator[Frame] | None, context: Any

@@ -33,6 +33,17 @@ class Engine(Protocol):
         """False while it is being brought back after a crash."""
 
     @property
+    def is_loaded(self) -> bool:
+        """False while it waits for its first call."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """What its own process took when it was measured last; 0 without such a process."""
+
+    async def measure(self) -> None:
+        """Bring `memory_bytes` up to date. Never raises."""
+
+    @property
     def has_failed(self) -> bool:
         """True when it will not come back by itself."""
 
@@ -50,8 +61,10 @@ class InProcessEngine:
     """A backend in this process; it lives and dies with the worker."""
 
     is_ready = True
+    is_loaded = True
     has_failed = False
     can_unload_busy = False
+    memory_bytes = 0
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -63,6 +76,9 @@ class InProcessEngine:
     @property
     def device(self) -> str:
         return self._backend.device
+
+    async def measure(self) -> None:
+        """Its share of this process cannot be told apart."""
 
     async def infer(self, call: Call, emit: Emit) -> None:
         await pump(self._backend, call, emit)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Collection
 
 from inferhub.core.call import Call, Emit
 from inferhub.core.errors import DeadlineExceeded, EndpointLost, InferHubError, InternalError
-from inferhub.core.models import ModelSpec, ModelStatus
+from inferhub.core.models import Capability, ModelSpec, ModelStatus
 from inferhub.worker.engine import Engine
 from inferhub.worker.lane import Lane
 
@@ -22,9 +23,11 @@ STOP_TIMEOUT_S = 10.0
 class Loaded:
     """A model that takes calls until `close`."""
 
-    def __init__(self, spec: ModelSpec, engine: Engine) -> None:
+    def __init__(self, spec: ModelSpec, engine: Engine, modalities: Collection[str] | None = None) -> None:
+        """`modalities`: those of the engine's that are served; None serves all."""
         self.spec = spec
         self.engine = engine
+        self._modalities = modalities
         self._lane = Lane(spec.slots, spec.queue_limit)
         self._calls: dict[asyncio.Timeout, type[InferHubError] | None] = {}
         self._is_idle = asyncio.Event()
@@ -33,12 +36,18 @@ class Loaded:
     def status(self) -> ModelStatus:
         return ModelStatus(
             spec=self.spec,
-            capabilities=self.engine.capabilities,
+            capabilities=self.capabilities(),
             device=self.engine.device,
             running=self._lane.running,
             queued=self._lane.queued,
             ready=self.engine.is_ready,
+            loaded=self.engine.is_loaded,
+            memory_bytes=self.engine.memory_bytes,
         )
+
+    def capabilities(self) -> tuple[Capability, ...]:
+        offered, served = self.engine.capabilities, self._modalities
+        return offered if served is None else tuple(c for c in offered if c.modality in served)
 
     async def infer(self, call: Call, emit: Emit) -> None:
         arrived_s = time.monotonic()

@@ -21,6 +21,7 @@ from inferhub.core.call import Call, Emit
 from inferhub.core.errors import EndpointLost, InferHubError, NoEndpoint, SetupError
 from inferhub.core.models import Capability, ModelSpec, ModelStatus
 from inferhub.modalities import modalities
+from inferhub.telemetry.resources import process_memory_bytes
 from inferhub.transport.codec import Codec
 from inferhub.transport.grpc import GrpcTransport
 from inferhub.worker.child import READY
@@ -40,19 +41,23 @@ class ChildEngine:
     """An `Engine` whose process may die without taking the worker along."""
 
     can_unload_busy = True
+    is_loaded = True
 
     def __init__(self, spec: ModelSpec, child: Child, status: ModelStatus) -> None:
         self._spec = spec
         self._child: Child | None = child
         self._status = status
         self.has_failed = False
+        self.memory_bytes = 0
         self._watching = asyncio.create_task(self._watch(), name=f"watch {spec.name}")
 
     @classmethod
     async def start(cls, spec: ModelSpec, weights: Path | None) -> ChildEngine:
         # The queue is on our side. The child's only bridges the moment in which it still ends calls
         # that we have given up.
-        resolved = replace(spec, weights=None if weights is None else str(weights), queue_limit=spec.slots)
+        resolved = replace(
+            spec, weights=None if weights is None else str(weights), queue_limit=spec.slots, load="start"
+        )
         return cls(resolved, *await _start(resolved))
 
     @property
@@ -66,6 +71,10 @@ class ChildEngine:
     @property
     def is_ready(self) -> bool:
         return self._child is not None
+
+    async def measure(self) -> None:
+        child = self._child
+        self.memory_bytes = 0 if child is None else await asyncio.to_thread(process_memory_bytes, child.pid)
 
     async def infer(self, call: Call, emit: Emit) -> None:
         if self._child is None:
@@ -113,6 +122,10 @@ class Child:
         self._process = process
         self._folder = folder
         self._forwarding = asyncio.create_task(_forward(process), name=f"stderr of {process.pid}")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     async def wait(self) -> str:
         """Return how it died, as the end of a sentence."""

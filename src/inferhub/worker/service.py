@@ -44,6 +44,9 @@ class Worker:
         devices = await asyncio.to_thread(self._devices)
         return WorkerStatus(self.id, self._host.models(), devices, self._is_draining)
 
+    def models(self) -> tuple[ModelStatus, ...]:
+        return self._host.models()
+
     async def drain(self, grace_s: float) -> None:
         self._is_draining = True
         if await self._host.wait_idle(grace_s):

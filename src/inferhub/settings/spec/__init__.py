@@ -13,6 +13,7 @@ from inferhub.settings.spec.defaults import (
     spec_text_for_model,
 )
 from inferhub.settings.spec.load import Spec, load_spec
+from inferhub.settings.spec.narrow import narrow
 from inferhub.settings.spec.types import ModelEntry, PriceEntry, RouteEntry, SpecFile, json_schema
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "default_spec",
     "json_schema",
     "load_spec",
+    "narrow",
     "spec_for_model",
     "spec_text_for_model",
 ]

@@ -14,16 +14,51 @@ _MINILM = """\
     weights: minilm-l6-v2
 """
 
+_MEDIA = """\
+  - name: whisper-base
+    backend: whisper
+    weights: whisper-base
+  - name: whisper-tiny.en
+    backend: whisper
+    weights: whisper-tiny.en
+  - name: kokoro
+    backend: kokoro
+    weights: kokoro-82m
+  - name: hibari
+    backend: hibari
+  - name: scene
+    backend: scene
+  - name: style
+    backend: style_transfer
+  - name: realesrgan
+    backend: realesrgan
+    weights: realesrgan
+"""
+
+_ALIASES = {
+    "whisper-1": "whisper-base",
+    "gpt-4o-transcribe": "whisper-base",
+    "gpt-4o-mini-transcribe": "whisper-base",
+    "gpt-4o-transcribe-diarize": "whisper-base",
+    "tts-1": "kokoro",
+    "tts-1-hd": "kokoro",
+    "gpt-4o-mini-tts": "kokoro",
+}
+"""OpenAI's names → what stands in for them, so that clients written for them run unchanged."""
+
+_ROUTES = "".join(f"  - {{name: {name}, model: {model}}}\n" for name, model in _ALIASES.items())
+
 DEFAULT_SPEC_TEXT = f"""\
 models:
   - name: smollm2-135m
     backend: llamacpp
     weights: smollm2-135m
-{_MINILM}"""
+{_MINILM}{_MEDIA}routes:
+{_ROUTES}"""
 
 
 def default_spec() -> Spec:
-    """A chat model and an embedding model that run on any CPU."""
+    """Models for chat, embeddings, speech and pictures that run on any CPU; speech and pictures on demand."""
     return load_spec(DEFAULT_SPEC_TEXT, env={}, source="built-in spec")
 
 

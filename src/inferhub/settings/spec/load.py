@@ -52,6 +52,7 @@ _ALLOWED = {
     "device": "auto, cpu or cuda:N",
     "slots": "a whole number from 0 to 4096",
     "queue_limit": "a whole number from 0 to 100000",
+    "load": "start or demand",
     "options": "a mapping of the backend's own settings",
     "models": f"a list of at most {MAX_ENTRIES} models, each a mapping with a name",
     "routes": f"a list of at most {MAX_ENTRIES} routes, each a mapping with a name",
@@ -225,6 +226,7 @@ def _model(entry: ModelEntry, index: int, problems: Problems) -> ModelSpec:
         slots=entry.slots,
         queue_limit=entry.queue_limit,
         options=entry.options,
+        load=entry.load,
     )
 
 

@@ -153,6 +153,12 @@ class ModelEntry(_Entry):
     queue_limit: Annotated[int, Field(ge=0, le=100_000), _count(0, 100_000)] = Field(
         64, description="How many calls may wait; more are refused with 503."
     )
+    load: Literal["start", "demand"] | None = Field(
+        None,
+        description="`start`: loaded before it is offered, and kept. `demand`: loaded by its first call, and "
+        "let go again while nobody calls it and memory is short. Left out, the backend decides: `demand` for "
+        "speech and pictures, `start` for the others.",
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, repr=False, description="The backend's own settings."
     )

@@ -145,7 +145,7 @@ class Error(_message.Message):
     def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ..., wire_code: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "backend", "weights", "device", "slots", "queue_limit", "options")
+    __slots__ = ("name", "backend", "weights", "device", "slots", "queue_limit", "options", "load")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +153,7 @@ class ModelSpec(_message.Message):
     SLOTS_FIELD_NUMBER: _ClassVar[int]
     QUEUE_LIMIT_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    LOAD_FIELD_NUMBER: _ClassVar[int]
     name: str
     backend: str
     weights: str
@@ -160,35 +161,54 @@ class ModelSpec(_message.Message):
     slots: int
     queue_limit: int
     options: bytes
-    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., weights: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., queue_limit: _Optional[int] = ..., options: _Optional[bytes] = ...) -> None: ...
+    load: str
+    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., weights: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., queue_limit: _Optional[int] = ..., options: _Optional[bytes] = ..., load: _Optional[str] = ...) -> None: ...
 
 class Capability(_message.Message):
-    __slots__ = ("modality", "features", "context_tokens", "dimensions")
+    __slots__ = ("modality", "features", "context_tokens", "dimensions", "voices")
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     FEATURES_FIELD_NUMBER: _ClassVar[int]
     CONTEXT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DIMENSIONS_FIELD_NUMBER: _ClassVar[int]
+    VOICES_FIELD_NUMBER: _ClassVar[int]
     modality: str
     features: _containers.RepeatedScalarFieldContainer[str]
     context_tokens: int
     dimensions: int
-    def __init__(self, modality: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., context_tokens: _Optional[int] = ..., dimensions: _Optional[int] = ...) -> None: ...
+    voices: _containers.RepeatedCompositeFieldContainer[Voice]
+    def __init__(self, modality: _Optional[str] = ..., features: _Optional[_Iterable[str]] = ..., context_tokens: _Optional[int] = ..., dimensions: _Optional[int] = ..., voices: _Optional[_Iterable[_Union[Voice, _Mapping]]] = ...) -> None: ...
+
+class Voice(_message.Message):
+    __slots__ = ("id", "language", "gender", "aliases")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    GENDER_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    id: str
+    language: str
+    gender: str
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, id: _Optional[str] = ..., language: _Optional[str] = ..., gender: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("spec", "capabilities", "device", "running", "queued", "ready")
+    __slots__ = ("spec", "capabilities", "device", "running", "queued", "ready", "loaded", "memory_bytes")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     RUNNING_FIELD_NUMBER: _ClassVar[int]
     QUEUED_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
+    LOADED_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
     spec: ModelSpec
     capabilities: _containers.RepeatedCompositeFieldContainer[Capability]
     device: str
     running: int
     queued: int
     ready: bool
-    def __init__(self, spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., capabilities: _Optional[_Iterable[_Union[Capability, _Mapping]]] = ..., device: _Optional[str] = ..., running: _Optional[int] = ..., queued: _Optional[int] = ..., ready: _Optional[bool] = ...) -> None: ...
+    loaded: bool
+    memory_bytes: int
+    def __init__(self, spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., capabilities: _Optional[_Iterable[_Union[Capability, _Mapping]]] = ..., device: _Optional[str] = ..., running: _Optional[int] = ..., queued: _Optional[int] = ..., ready: _Optional[bool] = ..., loaded: _Optional[bool] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
 
 class DeviceStatus(_message.Message):
     __slots__ = ("id", "name", "memory_total_bytes", "memory_free_bytes")
