@@ -13,6 +13,7 @@ from inferhub.core.errors import SetupError
 from inferhub.settings.nearest import did_you_mean
 
 if TYPE_CHECKING:
+    from inferhub.stores.blobs.keeper import Blobs
     from inferhub.stores.cache.tiered import State, TieredAnswers
     from inferhub.stores.catalog.base import Catalog
     from inferhub.stores.counters.base import Counters
@@ -141,6 +142,23 @@ async def open_responses(url: str, *, pepper: bytes, max_bytes: int) -> Response
 
     module = _module(url, _RESPONSES, "responses_url")
     return SealedResponses(await module.open_responses(url, max_bytes=max_bytes), pepper)
+
+
+_BLOBS = {
+    "file": "inferhub.stores.blobs.files",
+    "s3": "inferhub.stores.blobs.s3",
+}
+
+
+async def open_blobs(url: str, *, ttl_s: float, max_bytes: int) -> Blobs:
+    """Open the files behind `url`; `await blobs.close()`.
+
+    Raises `SetupError` with the remedy. A server that is away is no error: it is connected to on first use.
+    """
+    from inferhub.stores.blobs.keeper import Blobs
+
+    objects = await _module(url, _BLOBS, "blobs_url").open_objects(url)
+    return Blobs(objects, ttl_s=ttl_s, max_bytes=max_bytes)
 
 
 def _module(url: str, known: Mapping[str, str], setting: str) -> Any:

@@ -119,6 +119,11 @@ class KeyRing:
     def __len__(self) -> int:
         return len(self._by_id)
 
+    def knows(self, key_id: str) -> bool:
+        """Whether the key of this id is valid now."""
+        key = self._by_id.get(key_id)
+        return key is not None and (key.expires_at is None or key.expires_at > time.time())
+
     def find(self, presented: str) -> ApiKey | None:
         """The key that `presented` is, or None: also from the second on in which it expires. Takes any
         text, and as long for an unknown id as for a wrong secret."""
