@@ -504,7 +504,7 @@ async def test_chat_requests_become_clean_messages_requests(talk: Talk, upstream
         {"role": "tool", "tool_call_id": "b", "content": "2"},
         {"role": "user", "content": [
             {"type": "text", "text": "This:"},
-            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}},
+            {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="}},
         ]},
     ]  # fmt: skip
     answer = await talk.post("/v1/chat/completions", {

@@ -24,7 +24,7 @@ from inferhub.testing.upstream_process import Upstream
 from inferhub.testing.upstream_script import PROMPT_TOKENS
 
 # One white pixel.
-PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8/x8AAwMCAO+ip1sAAAAASUVORK5CYII="
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 WAV = base64.b64encode(b"RIFF....WAVE").decode()
 PDF = base64.b64encode(b"%PDF-1.7\n%%EOF\n").decode()
 WORDS = "".join(f"word{i} " for i in range(8))

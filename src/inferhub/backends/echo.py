@@ -12,14 +12,16 @@ import hashlib
 import math
 import re
 import struct
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 
 import msgspec
 
 from inferhub.backends.base import Backend, check_options
+from inferhub.backends.echo_media import FEATURES, VOICES, EchoMedia
 from inferhub.core.call import Call, Delta, Finished
 from inferhub.core.errors import ContextOverflow, Unsupported, UpstreamFailed
-from inferhub.core.models import Capability
+from inferhub.core.models import Capability, ModelSpec
 from inferhub.core.usage import Usage
 from inferhub.modalities.chat import (
     ChatDelta,
@@ -70,7 +72,8 @@ class Echo(Backend):
 
     Chat and completion say what they were told, and go on with an answer that was cut off. Moderation flags
     a text for every category that it names. Reranking scores a document by the share of the query's words
-    that it has. Token counts are those that chat would have as its input.
+    that it has. Token counts are those that chat would have as its input. What it does with sounds and
+    pictures is in `echo_media`.
     """
 
     Options = EchoOptions
@@ -78,29 +81,50 @@ class Echo(Backend):
     capabilities: tuple[Capability, ...] = ()
 
     async def load(self) -> None:
-        self._options = options = msgspec.convert(
+        self._options = msgspec.convert(
             check_options(type(self), self.spec), EchoOptions, from_attributes=True
         )
         self._calls = 0
+        self._media = EchoMedia()
+        self.capabilities = self.offers(self.spec)
+
+    async def unload(self) -> None:
+        await self._media.close()
+
+    @classmethod
+    def offers(cls, spec: ModelSpec) -> tuple[Capability, ...]:
+        options = msgspec.convert(check_options(cls, spec), EchoOptions, from_attributes=True)
         context = options.context_tokens
         seen = {"vision", "file_input"} if options.pictures else set[str]()
-        self.capabilities = (
+        return (
             Capability("chat", _CHAT | seen, context),
             Capability("completion", _COMPLETION, context),
             Capability("embedding", frozenset({"dimensions"}), context, options.dimensions),
             Capability("moderation", frozenset(), context),
             Capability("rerank", frozenset(), context),
             Capability("token_count", frozenset({"tools"} | seen), context),
+            *(
+                Capability(name, features, voices=VOICES if name == "speech" else ())
+                for name, features in FEATURES.items()
+            ),
         )
 
     async def run(self, call: Call) -> AsyncIterator[Delta | Finished]:
         self._calls += 1
         is_failing = bool(self._options.fail_every) and self._calls % self._options.fail_every == 0
+        position = 0
+        async with aclosing(self._media.answers(call) or self._said(call)) as chunks:
+            async for chunk in chunks:
+                if isinstance(chunk, Delta):
+                    if is_failing and position == self._options.fail_at:
+                        raise UpstreamFailed("This echo fails on purpose.")
+                    await asyncio.sleep(self._options.gap_s if position else self._options.first_token_s)
+                    position += 1
+                yield chunk
+
+    async def _said(self, call: Call) -> AsyncGenerator[Delta | Finished]:
         deltas, usage = self._answer(call)
-        for position, delta in enumerate(deltas):
-            if is_failing and position == self._options.fail_at:
-                raise UpstreamFailed("This echo fails on purpose.")
-            await asyncio.sleep(self._options.first_token_s if position == 0 else self._options.gap_s)
+        for delta in deltas:
             yield Delta(delta)
         yield Finished(usage)
 

@@ -1,4 +1,4 @@
-"""Google's Gemini API in its own form: chat, token counts and embeddings of one model.
+"""Google's Gemini API in its own form: chat, token counts, embeddings, sound and pictures of one model.
 
 No client of InferHub speaks this dialect, so every call is lifted to it and every answer read from it
 (`wire/gemini`). The key comes from the operator's spec alone and travels in a header, never in an address.
@@ -14,10 +14,11 @@ from urllib.parse import quote
 import msgspec
 
 from inferhub.backends.base import Backend, check_options
+from inferhub.backends.gemini_media import FEATURES, IMAGEN_FEATURES, GeminiMedia, is_imagen, media_of
 from inferhub.backends.remote import RemoteOptions, endpoint_base, has_keys, piecewise
 from inferhub.core.call import Call, Delta, Finished
 from inferhub.core.errors import UpstreamFailed
-from inferhub.core.models import Capability, ModelSpec
+from inferhub.core.models import Capability, ModelSpec, Voice
 from inferhub.core.usage import Usage
 from inferhub.modalities.chat import ChatDelta
 from inferhub.modalities.embedding import EmbeddingDelta, inputs
@@ -25,6 +26,7 @@ from inferhub.modalities.token_count import TokenCount
 from inferhub.wire.gemini.counting import read_count
 from inferhub.wire.gemini.embedding import MAX_BATCH, lift_embeddings, read_embeddings
 from inferhub.wire.gemini.errors import read_error, read_stream_error
+from inferhub.wire.gemini.media import VOICES
 from inferhub.wire.gemini.reader import GeminiReader, parse_chunk
 from inferhub.wire.gemini.request import Target, lift, lift_count
 from inferhub.wire.gemini.thinking import Control, control_of
@@ -46,9 +48,15 @@ _CHAT = frozenset(
 )
 _THINKING = frozenset({"reasoning_effort", "thinking"})
 _COUNT = frozenset({"tools", "vision", "audio_input", "file_input"})
-_FEATURES = {"embedding": frozenset({"dimensions"}), "token_count": _COUNT}
+_FEATURES = {"embedding": frozenset({"dimensions"}), "token_count": _COUNT, **FEATURES}
 _VERSION = "v1beta"
-_METHODS = ("streamGenerateContent?alt=sse", "generateContent", "countTokens", "batchEmbedContents")
+_METHODS = (
+    "streamGenerateContent?alt=sse",
+    "generateContent",
+    "countTokens",
+    "batchEmbedContents",
+    "predict",
+)
 _MODEL = re.compile(r"(?:[a-zA-Z]+/)?[a-zA-Z0-9][a-zA-Z0-9._-]{0,127}", re.ASCII)
 _encode = msgspec.json.encode
 
@@ -57,8 +65,11 @@ class GeminiOptions(RemoteOptions, forbid_unknown_fields=True, frozen=True, kw_o
     """What can be said of the model besides."""
 
     base_url: str = "https://generativelanguage.googleapis.com"
-    modalities: tuple[Literal["chat", "embedding", "token_count"], ...] | None = None
-    """Default: `embedding` for a model with that word in its name, else `chat` and `token_count`."""
+    modalities: (
+        tuple[Literal["chat", "embedding", "image", "speech", "token_count", "transcription"], ...] | None
+    ) = None
+    """Default, by the model's name: `embedding`, `speech` or `image`, else `chat`, `token_count` and, of
+    Gemini, `transcription`."""
     thinking: Control | None = None
     """How the model's thinking is controlled: `level`, `budget` or `none`; default: by its name."""
     safety_settings: dict[_Category, _Threshold] = {}
@@ -76,6 +87,7 @@ class Gemini(Backend):
     Options = GeminiOptions
     remote = True
     default_slots = 256
+    may_offer = frozenset({"chat", "embedding", "image", "speech", "token_count", "transcription"})
 
     capabilities: tuple[Capability, ...] = ()
 
@@ -101,12 +113,20 @@ class Gemini(Backend):
         self._sender = Sender(
             options, name=self.spec.name, key_header="x-goog-api-key", headers={}, read_error=read_error
         )
+        self._media = GeminiMedia(options, self._sender, self._urls, self._target)
         self.device = "remote"
         self.capabilities = tuple(
-            Capability(modality, self._features(modality)) for modality in modalities_of(options, model)
+            Capability(
+                modality,
+                self._features(modality),
+                # Each speaks whatever language the text is in.
+                voices=tuple(Voice(name, "mul") for name in VOICES) if modality == "speech" else (),
+            )
+            for modality in modalities_of(options, model)
         )
 
     async def unload(self) -> None:
+        await self._media.close()
         await self._sender.close()
 
     def run(self, call: Call) -> AsyncIterator[Delta | Finished]:
@@ -115,9 +135,13 @@ class Gemini(Backend):
                 return self._embed(call)
             case "token_count":
                 return self._count(call)
+            case "transcription" | "speech" | "image":
+                return self._media.run(call)
         return self._stream(call) if call.stream else self._whole(call)
 
     def _features(self, modality: str) -> frozenset[str]:
+        if modality == "image" and is_imagen(self._target.model):
+            return IMAGEN_FEATURES
         if modality != "chat":
             return _FEATURES[modality]
         return _CHAT if self._target.thinking == "none" else _CHAT | _THINKING
@@ -195,7 +219,13 @@ def _reader(call: Call) -> GeminiReader:
 def modalities_of(options: GeminiOptions, model: str) -> tuple[str, ...]:
     if options.modalities is not None:
         return tuple(dict.fromkeys(options.modalities))
-    return ("embedding",) if "embedding" in model else ("chat", "token_count")
+    if "embedding" in model:
+        return ("embedding",)
+    made = media_of(model)
+    if made is not None:
+        return (made,)
+    hears = model.startswith("models/gemini-") and not model.startswith("models/gemini-1.0")
+    return ("chat", "token_count", *(["transcription"] if hears else []))
 
 
 BACKEND = Gemini

@@ -7,6 +7,7 @@ model. It knows nothing of JSON or of models, follows no redirect, keeps no cook
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import Mapping
 
 import aiohttp
@@ -21,6 +22,8 @@ _MAX_ERROR_BYTES = 64 * 1024
 _ERROR_BODY_TIMEOUT_S = 5.0
 _DRAIN_TIMEOUT_S = 0.05
 _KEEP_ALIVE_S = 30.0
+_LARGE_BODY_BYTES = 1024 * 1024
+"""From here on a body is written bit by bit: at once, it would hold up every other call."""
 
 
 class Refusal(Exception):
@@ -52,9 +55,10 @@ class HttpUpstream:
         self, url: URL, body: bytes, headers: Mapping[str, str], headers_timeout_s: float
     ) -> Answer:
         """Send and wait for the head. Raises `Refusal` unless it says 200. Close the answer."""
+        data = body if len(body) < _LARGE_BODY_BYTES else io.BytesIO(body)
         try:
             async with asyncio.timeout(headers_timeout_s):
-                response = await self._session.post(url, data=body, headers=headers, allow_redirects=False)
+                response = await self._session.post(url, data=data, headers=headers, allow_redirects=False)
         except aiohttp.ServerTimeoutError as error:
             raise EndpointStalled(
                 f"No connection to the upstream within {self._connect_timeout_s:g} s (connect timeout)."
@@ -92,6 +96,11 @@ class Answer:
             protocol = response.connection.protocol if response.connection else None
             self._closed = protocol.closed if protocol is not None else None
             self._watch_connection()
+
+    @property
+    def kind(self) -> str:
+        """The content type, in lower case and without parameters."""
+        return self._response.content_type.lower()
 
     def _watch_connection(self) -> None:
         """Wake a reader that the library forgets: after broken chunk framing it closes the connection

@@ -20,6 +20,8 @@ from inferhub.backends.remote import RemoteOptions
 from inferhub.core.call import Call
 from inferhub.core.errors import InferHubError, UpstreamDenied, UpstreamRateLimited
 
+_JSON = "application/json"
+
 
 class ReadError(Protocol):
     """(status, headers, body, secrets) → the error that a vendor means by it."""
@@ -54,7 +56,7 @@ class Sender:
         self._read_error = read_error
         self._header_secrets = header_secrets
         self._http = HttpUpstream(
-            headers={**headers, "content-type": "application/json"},
+            headers=headers,
             connect_timeout_s=options.connect_timeout_s,
             max_connections=options.max_connections,
         )
@@ -75,10 +77,10 @@ class Sender:
 
     @asynccontextmanager
     async def open(
-        self, call: Call, url: URL, body: bytes, headers_timeout_s: float
+        self, call: Call, url: URL, body: bytes, headers_timeout_s: float, *, kind: str = _JSON
     ) -> AsyncIterator[Answer]:
         """An answer whose head says 200. Its connection and its key are given back at the end."""
-        headers = {"idempotency-key": self._idempotency_key(call)}
+        headers = {"idempotency-key": self._idempotency_key(call), "content-type": kind}
         if call.traceparent:
             headers["traceparent"] = call.traceparent
         lease: Lease | None = None

@@ -20,6 +20,8 @@ from inferhub.settings.nearest import did_you_mean
 
 OutputLimit = Literal["both", "max_tokens", "max_completion_tokens"]
 Prefill = Literal["none", "append", "prefix", "continue"]
+FURTHER_PATHS = ("translation", "image_edit", "image_variation")
+"""Addresses besides those of modalities: another task of the same one."""
 TokenCounter = Literal["none", "tokenize", "input_tokens"]
 
 
@@ -61,6 +63,20 @@ class Vendor(msgspec.Struct, forbid_unknown_fields=True, frozen=True, kw_only=Tr
     token_counter: TokenCounter = "none"  # noqa: S105 - no password
     """Where it counts the tokens of a chat: vLLM's `/tokenize` beside its `/v1`, or as InferHub does it.
     Without one they are estimated."""
+    family: str | None = None
+    """What all its models are that hear, speak or paint (`openai_compatible.families`); default: by name."""
+    voices: tuple[str, ...] = ()
+    """Of its models that speak; the first one where the client names none."""
+    speech_formats: tuple[str, ...] = ()
+    """Those it speaks in; in another one, InferHub writes what it said. Empty: all of OpenAI's."""
+    image_format: Literal["b64_json", "base64", "none"] = "b64_json"
+    """Which `response_format` encloses a picture; `none` where it has no such parameter."""
+    image_size: Literal["size", "width_height", "none"] = "size"
+    """How it is told the size of a picture."""
+    form_drops: tuple[str, ...] = ()
+    """Fields of forms that it refuses, and that the answer does not depend on."""
+    extras: dict[str, tuple[str, ...]] = {}
+    """Modality → fields beyond OpenAI's that it reads under the name that InferHub gives them."""
     message_extras: tuple[str, ...] = ()
     """Fields of messages that OpenAI does not have and that it reads."""
     message_drops: tuple[str, ...] = ()
@@ -91,8 +107,8 @@ def read_row(name: str, row: object) -> Vendor:
     except msgspec.ValidationError as error:
         raise SetupError(f"Vendor {name!r}: {error}.") from error
     known = modalities()
-    for modality in (*vendor.modalities, *vendor.lacks, *vendor.paths):
-        if modality not in known:
+    for modality in (*vendor.modalities, *vendor.lacks, *vendor.paths, *vendor.extras):
+        if modality not in known and not (modality in vendor.paths and modality in FURTHER_PATHS):
             raise SetupError(f"Vendor {name!r}: unknown modality {modality!r}.")
     for modality, features in vendor.lacks.items():
         for feature in features:

@@ -18,8 +18,10 @@ from inferhub.core.usage import Usage
 from inferhub.modalities.chat import ChatDelta, FunctionDelta, TokenLogprob, ToolCallDelta
 from inferhub.modalities.completion import CompletionDelta
 from inferhub.modalities.embedding import EmbeddingDelta
+from inferhub.modalities.image import ImageDelta
 from inferhub.modalities.moderation import ModerationDelta
 from inferhub.modalities.rerank import RerankDelta
+from inferhub.modalities.speech import SpeechDelta
 from inferhub.modalities.token_count import TokenCount
 
 Items = list[Delta | Finished]
@@ -42,6 +44,9 @@ class BrokenEcho(Backend):
         self.capabilities = tuple(
             replace(c, features=c.features | {"json_schema", "token_inputs"}) for c in self._echo.capabilities
         )
+
+    async def unload(self) -> None:
+        await self._echo.unload()
 
     async def run(self, call: Call) -> AsyncIterator[Delta | Finished]:
         if self._fault == "ignores_close":
@@ -178,6 +183,19 @@ def _one_more(payload: Any) -> Any:
     return TokenCount(payload.input_tokens + 1) if isinstance(payload, TokenCount) else payload
 
 
+def _losing_streams(items: Items, calls: int) -> Items:
+    """Every second call loses its last piece."""
+    return items if calls % 2 else [*items[:-2], items[-1]]
+
+
+def _mislabelled(payload: Any) -> Any:
+    return SpeechDelta(b"\0" + payload.data) if isinstance(payload, SpeechDelta) else payload
+
+
+def _resized(payload: Any) -> Any:
+    return replace_fields(payload, width=payload.width + 1) if isinstance(payload, ImageDelta) else payload
+
+
 def _is_chat(items: Items) -> bool:
     return isinstance(items[0], Delta) and isinstance(items[0].payload, ChatDelta)
 
@@ -220,6 +238,10 @@ FAULTS: dict[str, Callable[[Items, int], Sequence[Delta | Finished]]] = {
     "wrong_scores": _payloads(_beyond_one),
     "reversed_scores": _payloads(_opposite),
     "wrong_count": _payloads(_one_more),
+    "text_lost_in_streams": _losing_streams,
+    "no_length": lambda items, _: [*items[:-1], Finished(Usage())],
+    "wrong_container": _payloads(_mislabelled),
+    "wrong_size": _payloads(_resized),
     "billed_count": lambda items, _: [*items[:-1], Finished(Usage(4))],
 }
 """Fault → what it does to the items of a correct answer (the rest happens in `_deaf` and `run`)."""

@@ -18,6 +18,7 @@ from pathlib import Path
 from inferhub.backends.vendors import vendors
 from inferhub.testing.client_dialects import CLIENTS, Outcome, put
 from inferhub.testing.conformance_checks import CHECKS, Check, Judged, Seen, Verdict, judge
+from inferhub.testing.conformance_media import MEDIA_CHECKS, MediaCheck, judge_media, media_models, run_media
 from inferhub.testing.conformance_page import page
 from inferhub.testing.servers import running_hub
 from inferhub.testing.talk import Talk
@@ -33,6 +34,11 @@ _BUILT_IN_MODELS = {"embeddings": "minilm-l6-v2"}
 _LANGUAGE_MODEL = "smollm2-135m"
 _OWN_MODELS = {"anthropic": "claude-sonnet-4-5", "gemini": "gemini-2.5-flash"}
 """Vendors with a backend of their own, and a model of theirs that can all that the vendor can."""
+
+
+_STRICT = frozenset({"openai", "azure", "anthropic", "gemini"})
+"""Vendors whose requests have no field that the published document does not know."""
+_MEDIA_VENDORS = (*vendors(), "gemini")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +85,7 @@ def spec(url: str) -> str:
         f"  - {{name: {_LANGUAGE_MODEL}, backend: llamacpp, weights: smollm2-135m, slots: {_SLOTS}}}"
     )
     lines.append("  - {name: minilm-l6-v2, backend: onnx_embedding, weights: minilm-l6-v2}")
+    lines += media_models(url, _MEDIA_VENDORS, _has_media)
     return "\n".join(lines)
 
 
@@ -94,8 +101,27 @@ async def run(cache_dir: Path | None) -> Results:
 
         cells = all_cells()
         outcomes = await asyncio.gather(*map(one, cells))
+        media = await run_media(talk.url, talk.key, _MEDIA_VENDORS)
         log = await upstream.log()
-    return {cell.key: _judge(cell, outcome, log) for cell, outcome in zip(cells, outcomes, strict=True)}
+    found = {cell.key: _judge(cell, outcome, log) for cell, outcome in zip(cells, outcomes, strict=True)}
+    for vendor in all_vendors():
+        for check in MEDIA_CHECKS:
+            found[vendor, check.name, False] = _judge_media(vendor, check, media, log)
+    return found
+
+
+def _judge_media(
+    vendor: str, check: MediaCheck, media: Mapping[tuple[str, str], tuple[int, bytes]], log: Sequence[Record]
+) -> Judged:
+    answer = media.get((vendor, check.name))
+    if answer is None:
+        return Judged(Verdict.NOT_OFFERED, "")
+    return judge_media(vendor, check, answer, log, is_like_openai=vendor in _STRICT)
+
+
+def _has_media(vendor: str, modality: str) -> bool:
+    row = vendors().get(vendor)
+    return modality in row.modalities if row is not None else vendor == "gemini"
 
 
 @contextlib.asynccontextmanager
@@ -128,7 +154,7 @@ def _seen(cell: Cell, outcome: Outcome, log: Sequence[Record]) -> Seen:
     records = records_of(outcome.request_id, log)
     record = records[-1] if records else None
     violations = list(record.violations) if record else []
-    if cell.vendor not in {"openai", "azure", "anthropic", "gemini"}:
+    if cell.vendor not in _STRICT:
         # The others publish that they are like OpenAI, and have fields beside OpenAI's.
         violations = [v for v in violations if not v.startswith("unknown field")]
     # This one is meant to be unknown; whether it is passed on is the question.

@@ -11,13 +11,21 @@ from inferhub.core.errors import NoEndpoint
 from inferhub.egress import check_url
 from inferhub.gateway.admin.desk import Desk
 from inferhub.gateway.app import GatewayParts
+from inferhub.gateway.blobs import BlobLinks
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.responses.kept import KeptResponses
 from inferhub.gateway.tokens import TokenVerifier
 from inferhub.settings.spec import load_spec
-from inferhub.stores import open_answers, open_catalog, open_counters, open_responses, open_usage
+from inferhub.stores import (
+    open_answers,
+    open_blobs,
+    open_catalog,
+    open_counters,
+    open_responses,
+    open_usage,
+)
 from inferhub.telemetry.metrics import Metrics
 
 PEPPER = b"pepper of a test"
@@ -37,6 +45,8 @@ async def gateway_parts(folder: Path) -> AsyncIterator[GatewayParts]:
         stack.push_async_callback(counters.close)
         responses = await open_responses(f"sqlite:///{folder}/responses.db", pepper=PEPPER, max_bytes=2**24)
         stack.push_async_callback(responses.close)
+        blobs = await open_blobs(f"file://{folder}/blobs", ttl_s=60, max_bytes=2**24)
+        stack.push_async_callback(blobs.close)
         fleet = Fleet(engines={}, providers={}, is_remote=lambda _: False, refresh_s=1, drain_grace_s=0)
         desired = Desired(
             catalog,
@@ -55,6 +65,7 @@ async def gateway_parts(folder: Path) -> AsyncIterator[GatewayParts]:
             counters=counters,
             usage=usage,
             responses=KeptResponses(responses, ttl_s=60, max_history_bytes=2**20),
+            links=BlobLinks(blobs, PEPPER),
             readiness=fleet.readiness,
             check_url=check_url,
             metrics=Metrics(),

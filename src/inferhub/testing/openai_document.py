@@ -23,6 +23,13 @@ ROOTS = (
     *("CreateResponse", "Response", "ResponseStreamEvent", "ResponseItemList"),
     *("TokenCountsBody", "TokenCountsResource"),
     *("ListModelsResponse", "Model", "ErrorResponse"),
+    *("CreateTranscriptionRequest", "CreateTranslationRequest", "CreateSpeechRequest"),
+    *("CreateTranscriptionResponseJson", "CreateTranscriptionResponseVerboseJson"),
+    *("CreateTranscriptionResponseDiarizedJson", "CreateTranscriptionResponseStreamEvent"),
+    *("CreateTranslationResponseJson", "CreateTranslationResponseVerboseJson"),
+    "CreateSpeechResponseStreamEvent",
+    *("CreateImageRequest", "CreateImageEditRequest", "CreateImageVariationRequest", "ImagesResponse"),
+    *("ImageGenStreamEvent", "ImageEditStreamEvent"),
 )
 _PREFIX = "#/components/schemas/"
 _PROSE = frozenset({"description", "title", "example", "examples", "externalDocs", "deprecated", "default"})

@@ -24,12 +24,16 @@ def _shapes() -> dict[str, type[BaseModel]]:
     from google.genai import types
 
     strict = ConfigDict(extra="forbid")
+    # The documents have it there; the SDK puts it there without a type.
+    config = create_model(
+        "GenerationConfig", __base__=types.GenerationConfig, imageConfig=(types.ImageConfig | None, None)
+    )
     generate = {
         "contents": (list[types.Content], ...),
         "systemInstruction": (types.Content | None, None),
         "tools": (list[types.Tool] | None, None),
         "toolConfig": (types.ToolConfig | None, None),
-        "generationConfig": (types.GenerationConfig | None, None),
+        "generationConfig": (config | None, None),
         "safetySettings": (list[types.SafetySetting] | None, None),
         "cachedContent": (str | None, None),
     }
@@ -49,6 +53,17 @@ def _shapes() -> dict[str, type[BaseModel]]:
         contents=(list[types.Content] | None, None),
         generateContentRequest=(inner | None, None),
     )
+    imagen = create_model("Instance", __config__=strict, prompt=(str, ...))
+    # The SDK sends other names than its own type has.
+    parameters = create_model(
+        "Parameters", __config__=strict, sampleCount=(int, ...), aspectRatio=(str | None, None)
+    )
+    predict = create_model(
+        "PredictRequest",
+        __config__=strict,
+        instances=(list[imagen], ...),  # type: ignore[valid-type]
+        parameters=(parameters, ...),
+    )
     batch = create_model("BatchEmbedContentsRequest", __config__=strict, requests=(list[one], ...))  # type: ignore[valid-type]
     return {
         "generateContent": whole,
@@ -56,6 +71,7 @@ def _shapes() -> dict[str, type[BaseModel]]:
         "countTokens": count,
         "embedContent": one,
         "batchEmbedContents": batch,
+        "predict": predict,
     }
 
 

@@ -18,6 +18,7 @@ from typing import Any, cast
 import msgspec
 
 from inferhub.testing.upstream_dialects.base import BadRequest, UpstreamDialect, load_dialects
+from inferhub.testing.upstream_forms import FORM, BadForm, described, read_form
 from inferhub.testing.upstream_player import MODES, Asked, Player, Record
 from inferhub.testing.upstream_script import (
     SCRIPT_MARK,
@@ -28,6 +29,7 @@ from inferhub.testing.upstream_script import (
     refusal,
     response,
 )
+from inferhub.testing.upstream_sounds import picture
 
 _LOG_LIMIT = 2000
 _LOGGED_BODY_BYTES = 64 * 1024
@@ -177,10 +179,12 @@ class _Connection(asyncio.Protocol):
                 self._transport.write(self._server.ready_made[path])
                 record.first_byte_s = record.done_s = monotonic()
                 return
-            request = msgspec.json.decode(body, type=dict[str, Any])
+            request = _decoded(headers, body)
+            if headers.get("content-type", "").startswith(FORM):
+                record.body = msgspec.json.encode(described(request)).decode()
             record.id = record.id or named(request) or ""
             script = self._server.script_of(headers, request, record)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, BadForm) as error:
             self._transport.write(refusal(400, f"Bad request or script: {error}"))
             return
         if self._server.strict:
@@ -236,7 +240,22 @@ class _Connection(asyncio.Protocol):
                     "owned_by": "inferhub",
                 }
                 return response(200, msgspec.json.encode({"object": "list", "data": [model]}))
+        if method == "GET" and path.startswith("/pictures/"):
+            return _picture(path)
         return refusal(404, f"No such address: {path}.")
+
+
+def _decoded(headers: dict[str, str], body: bytes) -> dict[str, Any]:
+    kind = headers.get("content-type", "")
+    if kind.startswith(FORM):
+        return read_form(kind, body)
+    return msgspec.json.decode(body, type=dict[str, Any])
+
+
+def _picture(path: str) -> bytes:
+    """`/pictures/64x48.png`."""
+    width, _, height = path.rpartition("/")[2].partition(".")[0].partition("x")
+    return response(200, picture(int(width), int(height)), "image/png")
 
 
 # --- the process -------------------------------------------------------------------------------

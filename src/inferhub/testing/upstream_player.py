@@ -33,6 +33,8 @@ from inferhub.testing.upstream_script import (
 _BURST = 64
 _OVERSIZE_BYTES = 5 * 1024 * 1024
 _IDLE_MS = 50
+_HOME = b"http://upstream.invalid"
+"""In an answer, this upstream itself."""
 
 INSTEAD: Final[Mapping[str, str]] = {
     "html": "a page of HTML under 200",
@@ -68,7 +70,9 @@ CHANGES: Final[Mapping[str, str]] = {
     "usage_missing": "no usage",
     "gzip": "a compressed whole answer",
     "floats": "embeddings as numbers although base64 was asked for",
-    "short": "one embedding too few",
+    "short": "one embedding or picture too few",
+    "by_url": "pictures by address although they were to be enclosed",
+    "inside_url": "pictures at an address inside the network",
 }
 """Modes that change an answer without breaking it off."""
 
@@ -162,7 +166,8 @@ class Player:
         script, asked = self._script, self._asked
         answer = asked.dialect.answer(script, asked.request, asked.path)
         await _pause(script.ttft_ms + script.gap_ms * script.n)
-        kind = "application/json"
+        kind = self._kind("application/json")
+        answer = answer.replace(_HOME, b"http://" + asked.headers.get("host", "").encode())
         match script.mode:
             case "hang" | "role_only":
                 await _forever()
@@ -195,7 +200,8 @@ class Player:
     async def _stream(self) -> None:
         script, asked = self._script, self._asked
         events = asked.dialect.events(script, asked.request, asked.path)
-        await self._write(stream_head("text/plain") if script.mode == "wrong_type" else STREAM_HEAD)
+        kind = "text/plain" if script.mode == "wrong_type" else self._kind("text/event-stream; charset=utf-8")
+        await self._write(stream_head(kind))
         if script.mode == "role_only":
             await self._openings()
         sent = 0
@@ -212,6 +218,10 @@ class Player:
                 # Let other connections, the log among them, have their turn in an endless burst.
                 await asyncio.sleep(0)
         await self._write(b"0\r\n\r\n")
+
+    def _kind(self, usual: str) -> str:
+        content_type = self._asked.dialect.content_type
+        return content_type(self._asked.request, self._asked.path) if content_type else usual
 
     async def _openings(self) -> None:
         """What comes before the content, then nothing."""
@@ -281,6 +291,8 @@ class Player:
             self._record.pieces += 1
 
     def _framed(self, event: Event) -> bytes:
+        if self._asked.dialect.sends_bytes(self._asked.request, self._asked.path):
+            return event.data
         return frame(event.data, event.name, self._script, is_first=not self._record.pieces)
 
     async def _split(self, data: bytes, *, is_chunked: bool = False) -> None:

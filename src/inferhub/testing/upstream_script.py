@@ -24,7 +24,7 @@ CREATED = 1_700_000_000
 SCRIPT_MARK = "script:"
 _CONVERSATION = (
     *("system", "instructions", "systemInstruction", "system_instruction"),
-    *("messages", "contents", "input", "prompt", "query"),
+    *("messages", "contents", "input", "prompt", "query", "instances"),
 )
 """Where dialects have what was said to the model."""
 _BOM = "\ufeff".encode()

@@ -6,20 +6,23 @@ The client's own JSON travels on, and where it speaks the same dialect the answe
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from typing import Annotated
+from typing import Annotated, get_args
 
 import msgspec
 from msgspec import Meta
 
 from inferhub.backends.base import Backend, check_options
+from inferhub.backends.openai_compatible.families import FAMILIES, Family, Kind, family_of
 from inferhub.backends.openai_compatible.lane import SHAPES, Lane, ResponsesLane
-from inferhub.backends.openai_compatible.options import OpenAICompatibleOptions, addresses, facts
+from inferhub.backends.openai_compatible.media import MediaLane
+from inferhub.backends.openai_compatible.media_requests import MediaWriter
+from inferhub.backends.openai_compatible.options import Modality, OpenAICompatibleOptions, addresses, facts
 from inferhub.backends.openai_compatible.requests import RequestWriter
 from inferhub.backends.openai_compatible.whole import read_whole
 from inferhub.backends.remote import has_keys
 from inferhub.backends.vendors import Vendor, vendors
 from inferhub.core.call import Call, Delta, Finished
-from inferhub.core.models import Capability, ModelSpec
+from inferhub.core.models import Capability, ModelSpec, Voice
 from inferhub.core.usage import Usage
 from inferhub.modalities import modalities
 from inferhub.modalities.token_count import TokenCount
@@ -52,6 +55,7 @@ class OpenAICompatible(Backend):
     Options = OpenAICompatibleOptions
     remote = True
     default_slots = 256
+    may_offer = frozenset(get_args(Modality))
 
     capabilities: tuple[Capability, ...] = ()
 
@@ -74,8 +78,8 @@ class OpenAICompatible(Backend):
         options = msgspec.convert(
             check_options(type(self), self.spec), OpenAICompatibleOptions, from_attributes=True
         )
-        row = self._row = facts(options)
         model = options.upstream_model or self.spec.public_name
+        row = self._row = facts(options, model)
         self._options = options
         self._writer = RequestWriter(row, model)
         self._urls = {name: URL(address, encoded=True) for name, address in addresses(row, model).items()}
@@ -88,14 +92,36 @@ class OpenAICompatible(Backend):
             header_secrets=tuple(options.headers.values()),
         )
         self.device = "remote"
-        self.capabilities = tuple(Capability(name, _features(row, name)) for name in row.modalities)
+        self._media = {kind: self._lane(kind, model) for kind in FAMILIES if kind in row.modalities}
+        self.capabilities = tuple(self._capability(name, model) for name in row.modalities)
 
     async def unload(self) -> None:
+        for lane in self._media.values():
+            await lane.close()
         await self._sender.close()
+
+    def _lane(self, kind: Kind, model: str) -> MediaLane:
+        family = family_of(kind, model, self._row.family)
+        writer = MediaWriter(self._row, model, family)
+        return MediaLane(self._options, self._sender, self._urls, writer, family)
+
+    def _capability(self, modality: str, model: str) -> Capability:
+        if modality not in FAMILIES:
+            return Capability(modality, _features(self._row, modality))
+        family = family_of(modality, model, self._row.family)
+        voices = (self._row.voices or family.voices) if modality == "speech" else ()
+        return Capability(
+            modality,
+            media_features(self._row, modality, family),
+            # These speak whatever language the text is in.
+            voices=tuple(Voice(name, "mul") for name in voices),
+        )
 
     def run(self, call: Call) -> AsyncIterator[Delta | Finished]:
         if call.modality == "token_count":
             return self._count(call)
+        if call.modality in FAMILIES:
+            return self._media[call.modality].run(call)
         native = call.native
         if native is not None and native.dialect == _RESPONSES and self._row.responses and not call.resume:
             return self._respond(call, native.body)
@@ -186,3 +212,10 @@ def _features(row: Vendor, modality: str) -> frozenset[str]:
         # A vendor's own tools fetch what they are told to: a server inside the operator's network must not.
         features.discard("responses_native")
     return frozenset(features)
+
+
+def media_features(row: Vendor, modality: str, family: Family) -> frozenset[str]:
+    """What a model of this family can do at this vendor."""
+    known = frozenset(modalities()[modality].features)
+    offered = known - {"live"} if family.is_ours else family.features | set(row.extras.get(modality, ()))
+    return (offered & known) - set(row.lacks.get(modality, ())) | {"extra_params"}

@@ -12,10 +12,21 @@ import msgspec
 from msgspec import Meta
 
 from inferhub.backends.credentials import is_key
+from inferhub.backends.openai_compatible import families
 from inferhub.backends.remote import RemoteOptions, endpoint_base
 from inferhub.backends.vendors import OutputLimit, Prefill, Vendor, vendor
 
-Modality = Literal["chat", "completion", "embedding", "moderation", "rerank", "token_count"]
+Modality = Literal[
+    "chat",
+    "completion",
+    "embedding",
+    "image",
+    "moderation",
+    "rerank",
+    "speech",
+    "token_count",
+    "transcription",
+]
 # The connection's own business, never an operator's.
 _RESERVED_HEADERS = {"connection", "content-length", "content-type", "host", "transfer-encoding"}
 # What is offered where nothing is known of a server and nothing is said of it.
@@ -27,7 +38,14 @@ _PATHS = {
     "moderation": "moderations",
     "rerank": "rerank",
     "responses": "responses",
+    "transcription": "audio/transcriptions",
+    "translation": "audio/translations",
+    "speech": "audio/speech",
+    "image": "images/generations",
+    "image_edit": "images/edits",
+    "image_variation": "images/variations",
 }
+_MEDIA = ("image", "speech", "transcription")
 
 
 class OpenAICompatibleOptions(RemoteOptions, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -47,6 +65,10 @@ class OpenAICompatibleOptions(RemoteOptions, forbid_unknown_fields=True, frozen=
     remote_urls: bool | None = None
     prefill: Prefill | None = None
     responses: bool | None = None
+    family: families.Name | None = None
+    """What a model is that hears, speaks or paints, where its name does not say it; on Azure, for example."""
+    voices: Annotated[tuple[str, ...], Meta(min_length=1, max_length=200)] | None = None
+    """Of a model that speaks; the first one where the client names none."""
 
     def __post_init__(self) -> None:
         row = vendor(self.vendor)
@@ -62,18 +84,22 @@ class OpenAICompatibleOptions(RemoteOptions, forbid_unknown_fields=True, frozen=
             raise ValueError("'api_version' has characters that an address cannot carry")
 
 
-def facts(options: OpenAICompatibleOptions) -> Vendor:
-    """The vendor's row, with what the operator says otherwise."""
+def facts(options: OpenAICompatibleOptions, model: str = "") -> Vendor:
+    """The vendor's row, with what the operator says otherwise. `model` is what the upstream calls it."""
     row = vendor(options.vendor)
     overrides: dict[str, Any] = {
         name: value
-        for name in ("output_limit", "stream_options", "remote_urls", "prefill", "responses", "api_version")
+        for name in (
+            *("output_limit", "stream_options", "remote_urls", "prefill", "responses", "api_version"),
+            *("family", "voices"),
+        )
         if (value := getattr(options, name)) is not None
     }
-    if options.vendor is None:
-        overrides["modalities"] = _USUAL
     if options.modalities is not None:
         overrides["modalities"] = tuple(dict.fromkeys(options.modalities))
+    elif row.family is None:
+        usual = _USUAL if options.vendor is None else row.modalities
+        overrides["modalities"] = _by_name(families.kind_of(model, options.family), usual, row)
     if options.base_url is not None:
         base_url = options.base_url.rstrip("/")
         overrides["base_url"] = base_url
@@ -104,6 +130,13 @@ def addresses(row: Vendor, model: str) -> dict[str, str]:
     found["tokenize"] = f"{endpoint_base(row.base_url).removesuffix('/v1')}/tokenize"
     found["input_tokens"] = f"{found['chat']}/input_tokens"
     return found
+
+
+def _by_name(kind: families.Kind | None, usual: tuple[str, ...], row: Vendor) -> tuple[str, ...]:
+    """A vendor's models of language neither hear nor paint, and its other models do one thing only."""
+    if kind is not None and (kind in row.modalities or row == Vendor()):
+        return (kind,)
+    return tuple(name for name in usual if name not in _MEDIA)
 
 
 def _needs_url(name: str) -> str:

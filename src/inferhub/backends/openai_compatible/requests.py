@@ -19,7 +19,7 @@ from inferhub.wire.foreign import NOT_JSON
 Fields = dict[str, msgspec.Raw]
 
 # A client must not choose where the operator's key is sent.
-_DROPPED_FIELDS = ("api_base", "base_url", "api_key", "extra_headers")
+DROPPED_FIELDS = ("api_base", "base_url", "api_key", "extra_headers")
 _LIMITS = ("max_completion_tokens", "max_tokens")
 # Fields that translated requests carry for vendors who know them.
 _MESSAGE_EXTRAS = ("cache_control", "reasoning_content", "reasoning_details", "is_error")
@@ -81,7 +81,7 @@ class RequestWriter:
             fields = _decode_fields(body)
         except NOT_JSON as error:
             raise Invalid("The body is not a JSON object.") from error
-        for name in (*_DROPPED_FIELDS, "stream"):
+        for name in (*DROPPED_FIELDS, "stream"):
             fields.pop(name, None)
         fields["model"] = self._model
         return fields

@@ -69,6 +69,10 @@ class UpstreamDialect:
     """(path, headers, body) → where the request breaks what the vendor publishes. May import its SDK."""
     padded: Callable[[Script, Request, str, int], Event]
     """(script, request, path, size) → one legal piece of content whose text has this many bytes."""
+    content_type: Callable[[Request, str], str] | None = None
+    """(request, path) → of the answer; None: JSON, or events."""
+    sends_bytes: Callable[[Request, str], bool] = lambda request, path: False
+    """(request, path) → whether the pieces of a stream go out as they are, without the frame of an event."""
 
 
 class BadRequest(Exception):

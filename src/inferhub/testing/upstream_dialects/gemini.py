@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from inferhub.testing.upstream_dialects.base import BadRequest, Event, Kind, Request, UpstreamDialect
+from inferhub.testing.upstream_gemini_media import is_made, made, predictions
 from inferhub.testing.upstream_script import PROMPT_TOKENS, Script, pieces, thoughts, tool_calls
 
 SIGNATURE = base64.b64encode(b"signed thought").decode()
@@ -22,7 +23,7 @@ SIGNATURE = base64.b64encode(b"signed thought").decode()
 
 _ADDRESS = re.compile(
     r"/models/(?P<model>[^/:]+):"
-    r"(?P<method>generateContent|streamGenerateContent|countTokens|embedContent|batchEmbedContents)$"
+    r"(?P<method>generateContent|streamGenerateContent|countTokens|embedContent|batchEmbedContents|predict)$"
 )
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "content_filter": "SAFETY", "tool_calls": "STOP"}
 _BLOCKED = "blocked"
@@ -211,6 +212,10 @@ def _answer(script: Script, request: Request, path: str) -> bytes:
         case "batchEmbedContents":
             vectors, used = _vectors(script, request.get("requests") or ())
             return _encode({"embeddings": vectors, **used})
+        case "predict":
+            return _encode(predictions(script, request))
+    if is_made(request) and script.finish != _BLOCKED:
+        return _encode(made(script, request))
     if script.finish == _BLOCKED:
         return _encode(_blocked(script, request))
     parts, reason = _spoken(script, request)

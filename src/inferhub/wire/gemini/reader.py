@@ -33,18 +33,24 @@ class _FunctionCall(msgspec.Struct):
     args: msgspec.Raw = msgspec.Raw(b"{}")
 
 
-class _Part(msgspec.Struct, rename="camel"):
+class InlineData(msgspec.Struct, rename="camel"):
+    mime_type: str = ""
+    data: str = ""
+    """Base64."""
+
+
+class Part(msgspec.Struct, rename="camel"):
     text: str | None = None
     thought: bool = False
     thought_signature: str | None = None
     function_call: _FunctionCall | None = None
-    inline_data: msgspec.Raw | None = None
-    executable_code: msgspec.Raw | None = None
-    code_execution_result: msgspec.Raw | None = None
+    inline_data: InlineData | None = None
+    executable_code: Any = None
+    code_execution_result: Any = None
 
 
 class _Content(msgspec.Struct):
-    parts: list[_Part] = []
+    parts: list[Part] = []
 
 
 class _Token(msgspec.Struct, rename="camel"):
@@ -181,7 +187,7 @@ class GeminiReader:
             spoken.logprobs = logprobs
         return deltas
 
-    def _part(self, index: int, part: _Part) -> list[ChatDelta]:
+    def _part(self, index: int, part: Part) -> list[ChatDelta]:
         if part.function_call is not None:
             return self._call(index, part.function_call, part.thought_signature)
         if part.inline_data is not None or part.executable_code is not None or part.code_execution_result:
@@ -196,7 +202,7 @@ class GeminiReader:
         is_silent = not (delta.content or delta.reasoning_content or delta.reasoning_details)
         return [] if is_silent else [delta]
 
-    def _detail(self, part: _Part, signature: str) -> ReasoningDetail:
+    def _detail(self, part: Part, signature: str) -> ReasoningDetail:
         # One detail is one thought, whatever stands next to it.
         place, self._details = self._details, self._details + 1
         if part.thought:
