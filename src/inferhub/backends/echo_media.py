@@ -21,12 +21,12 @@ from inferhub.core.errors import Invalid
 from inferhub.core.models import Voice
 from inferhub.core.usage import Usage
 from inferhub.media import Effects, MediaPool, inspect_image, longest_ms, sniff
+from inferhub.media.frames import length_ms
 from inferhub.modalities.image import ImageDelta, ImageRequest, size_of
 from inferhub.modalities.speech import DEFAULT_VOICE, SpeechRequest, shares
 from inferhub.modalities.transcription import Live, Segment, TranscriptDelta, TranscriptionRequest, Word
 from inferhub.modalities.transcription.deltas import Kind
 from inferhub.modalities.vision import Reply, VisionDelta, VisionRequest, no_picture
-from inferhub.wire.sound_length import length_ms
 
 RATE_HZ = 24_000
 CHARACTER_MS = 20

@@ -14,9 +14,9 @@ from inferhub.core.call import Media
 from inferhub.core.errors import RequestError, UpstreamFailed
 from inferhub.core.usage import Usage
 from inferhub.media import Effects, MediaPool, inspect_image, longest_ms, sniff
+from inferhub.media.frames import length_ms
 from inferhub.modalities.image import ImageDelta, ImageRequest
 from inferhub.modalities.speech import SpeechDelta, SpeechRequest
-from inferhub.wire.sound_length import length_ms
 
 _KINDS = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _PIECE_BYTES = 48_000

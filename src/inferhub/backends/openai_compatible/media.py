@@ -25,13 +25,13 @@ from inferhub.core.errors import BackendRefused, EgressRefused, InferHubError, U
 from inferhub.core.usage import Usage
 from inferhub.egress import Fetcher, FetchLimits
 from inferhub.media import Effects, MediaPool, sniff
+from inferhub.media.frames import length_ms
 from inferhub.modalities.image import ImageDelta, ImageRequest
 from inferhub.modalities.speech import SpeechDelta, SpeechRequest
 from inferhub.modalities.transcription import TranscriptionRequest
 from inferhub.wire.openai_images import ImageReader, Painted, read_images
 from inferhub.wire.openai_speech import SpeechReader
 from inferhub.wire.openai_transcription import TranscriptReader, read_transcript
-from inferhub.wire.sound_length import length_ms
 from inferhub.wire.sse import SseParser
 
 MAX_PICTURES_BYTES = 96 * 1024 * 1024

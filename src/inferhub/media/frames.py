@@ -6,7 +6,8 @@ claims of the rest: frames are counted, and the last page of an Ogg file counts 
 
 from __future__ import annotations
 
-from inferhub.media import probe_duration_ms, sniff
+from inferhub.media.kinds import sniff
+from inferhub.media.lengths import probe_duration_ms
 
 _KBITS_1 = (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320)
 _KBITS_2 = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
