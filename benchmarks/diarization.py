@@ -1,7 +1,7 @@
 """How well speakers are told apart: `python -m benchmarks.diarization [--tune] [--folder FOLDER]`.
 
-Makes conversations from Kokoro's voices, whose turns are known exactly, and compares. The voices and sentences
-that the threshold was tuned on (`--tune`) are not those of the report, which goes to
+Makes conversations of Kokoro's voices, whose turns are known exactly, and compares. Voices and sentences that
+the threshold was tuned on (`--tune`) are not those of the report, which goes to
 `benchmarks/results/diarization.json`.
 """
 

@@ -224,6 +224,6 @@ MEASURE = Measure(
     name="media",
     title="Speech and pictures on this machine",
     run=run,
-    order=90,
+    order=13,
     limit_s=300.0,
 )

@@ -1,7 +1,7 @@
 """How often the vision model's rules answer right: questions about pictures that a generator made.
 
-The rules were frozen before these pictures were drawn, and not changed by what came out; docs/explanation/vision.md
-tells the whole story.
+The rules were frozen before these pictures were drawn, and not changed by what came out:
+docs/explanation/vision.md tells the whole story.
 """
 
 from __future__ import annotations
@@ -57,7 +57,14 @@ async def _score(cases: list[SceneCase]) -> Outcome:
                     right[question.kind] += 1
                     continue
                 silent[question.kind] += reply.kind == "unknown"
-                misses.append({"scene": case.name, "question": question.question, "expected": question.answer, "said": reply.value})
+                misses.append(
+                    {
+                        "scene": case.name,
+                        "question": question.question,
+                        "expected": question.answer,
+                        "said": reply.value,
+                    }
+                )
     finally:
         await model.unload()
     figures = [
@@ -80,7 +87,7 @@ async def _facts(model: Scene, case: SceneCase) -> VisionDelta:
     """Once for all questions about a picture: they do not depend on the question."""
     call = make_call("vision", media=(Media("image", case.png, "image/png"),))
     [facts] = [chunk.payload async for chunk in model.run(call) if isinstance(chunk, Delta)]
-    assert isinstance(facts, VisionDelta)  # noqa: S101 - what the modality's deltas are
+    assert isinstance(facts, VisionDelta)
     return facts
 
 
@@ -94,7 +101,11 @@ def is_right(asked: Asked, reply: Reply) -> bool:
 
 
 def _title(kind: str) -> str:
-    return "questions that nothing answers, left open" if kind == "open" else f"questions for {kind.replace('_', ' or ')}"
+    return (
+        "questions that nothing answers, left open"
+        if kind == "open"
+        else f"questions for {kind.replace('_', ' or ')}"
+    )
 
 
-MEASURE = Measure("vision", "answers to questions about pictures, by rules", run, limit_s=240, order=75)
+MEASURE = Measure("vision", "answers to questions about pictures, by rules", run, limit_s=240, order=12)

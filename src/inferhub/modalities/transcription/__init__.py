@@ -4,37 +4,81 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import msgspec
-
+from inferhub.core.call import Media
+from inferhub.core.errors import Invalid
 from inferhub.core.usage import Usage
-from inferhub.modalities.base import Envelope, FileField, Modality
+from inferhub.media import longest_ms
+from inferhub.modalities.base import FileField, Modality
+from inferhub.modalities.transcription.answer import Transcript, TranscriptionResponse, fold, media_type
 from inferhub.modalities.transcription.deltas import Segment, TranscriptDelta, Word
-from inferhub.modalities.transcription.request import Endpointing, Live, TranscriptionRequest
+from inferhub.modalities.transcription.events import Writer
+from inferhub.modalities.transcription.request import (
+    Endpointing,
+    Live,
+    TranscriptionRequest,
+    wants_speakers,
+    wants_words,
+)
 
-__all__ = ["MODALITY", "Endpointing", "Live", "Segment", "TranscriptDelta", "TranscriptionRequest", "Word"]
+__all__ = [
+    "MODALITY",
+    "Endpointing",
+    "Live",
+    "Segment",
+    "Transcript",
+    "TranscriptDelta",
+    "TranscriptionRequest",
+    "TranscriptionResponse",
+    "Word",
+    "wants_speakers",
+    "wants_words",
+]
 
-
-class TranscriptionResponse(msgspec.Struct):
-    text: str
+_LIVE_MS = 60_000
+"""Reserved for a session that is still to be spoken."""
 
 
 def _check(request: TranscriptionRequest) -> None:
-    """Nothing yet that types do not say."""
+    form = request.response_format
+    if request.timestamp_granularities and form != "verbose_json":
+        raise Invalid(
+            f"'timestamp_granularities' needs 'response_format' to be 'verbose_json', not {form!r}.",
+            param="timestamp_granularities",
+        )
+    if request.stream and form in ("srt", "vtt"):
+        raise Invalid(
+            f"Subtitles are not streamed: leave out 'stream', or ask for another format than {form!r}.",
+            param="stream",
+        )
+    if request.diarize is False and (request.num_speakers is not None or form == "diarized_json"):
+        asking = "num_speakers" if request.num_speakers is not None else "response_format"
+        raise Invalid(f"'diarize' is false, and '{asking}' asks for speakers.", param="diarize")
 
 
 def _requires(request: TranscriptionRequest) -> Mapping[str, str]:
-    return {}
+    asked = {
+        "stream": ("stream", bool(request.stream)),
+        "translate": ("task", request.task == "translate"),
+        "word_timestamps": ("timestamp_granularities", wants_words(request)),
+        "diarize": (_speakers_param(request), wants_speakers(request)),
+        "logprobs": ("include", "logprobs" in (request.include or ())),
+        "live": ("live", request.live is not None),
+    }
+    return {feature: param for feature, (param, is_asked) in asked.items() if is_asked}
 
 
-def _estimate(request: TranscriptionRequest, body_bytes: int) -> Usage:
-    return Usage(audio_ms=60_000, source="estimated")
+def _speakers_param(request: TranscriptionRequest) -> str:
+    if request.diarize:
+        return "diarize"
+    return "num_speakers" if request.num_speakers is not None else "response_format"
 
 
-def _fold(
-    request: TranscriptionRequest, envelope: Envelope, deltas: Sequence[TranscriptDelta], usage: Usage
-) -> bytes:
-    text = "".join(delta.segment.text for delta in deltas if delta.segment is not None).strip()
-    return msgspec.json.encode(TranscriptionResponse(text))
+def _estimate(_request: TranscriptionRequest, _body_bytes: int) -> Usage:
+    return Usage(audio_ms=_LIVE_MS, source="estimated")
+
+
+def _estimate_media(media: Sequence[Media]) -> Usage:
+    return Usage(audio_ms=max(1, sum(longest_ms(file.data) for file in media)), source="estimated")
 
 
 MODALITY = Modality(
@@ -47,10 +91,12 @@ MODALITY = Modality(
     check=_check,
     requires=_requires,
     estimate=_estimate,
+    estimate_media=_estimate_media,
     cap=None,
-    fold=_fold,
-    writer=None,
-    features=("stream", "translate", "diarize", "word_timestamps", "live"),
+    fold=fold,
+    writer=Writer,
+    features=("stream", "translate", "diarize", "word_timestamps", "live", "logprobs"),
     example={},
     files={"file": FileField("audio")},
+    media_type=media_type,
 )

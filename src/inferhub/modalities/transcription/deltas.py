@@ -24,6 +24,8 @@ class Segment(msgspec.Struct, omit_defaults=True):
     speaker: str | None = None
     """`A`, `B`, … in the order in which they are first heard."""
     words: list[Word] | None = None
+    seek: int = 0
+    """Where the window began in which it was recognised, in hundredths of a second."""
     tokens: list[int] = []
     temperature: float = 0.0
     avg_logprob: float = 0.0

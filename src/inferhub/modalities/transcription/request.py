@@ -53,3 +53,14 @@ class TranscriptionRequest(msgspec.Struct, kw_only=True):
     vad: bool | None = None
     """Whether silence is skipped before recognition; on unless false."""
     live: Live | None = None
+
+
+def wants_words(request: TranscriptionRequest) -> bool:
+    return "word" in (request.timestamp_granularities or ())
+
+
+def wants_speakers(request: TranscriptionRequest) -> bool:
+    """Asked for in any of three ways, unless it is declined."""
+    if request.diarize is not None:
+        return request.diarize
+    return request.num_speakers is not None or request.response_format == "diarized_json"
