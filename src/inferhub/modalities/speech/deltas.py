@@ -10,3 +10,5 @@ class SpeechDelta(msgspec.Struct, omit_defaults=True):
     """The next bytes of the file; all of them joined are the whole file."""
     audio_ms: int = 0
     """How much sound that is."""
+    characters: int = 0
+    """How much of the text it speaks."""
