@@ -1,6 +1,7 @@
 """F4: the way of every call, on one screen. The gateway calls `build_pipeline`'s handler.
 
-    trace → admit → meter → deadline → cache → media → attempt → dispatch → (transport) worker
+    trace → admit → meter → deadline → links → cache → media → describe → attempt → dispatch
+        → (transport) worker
 
 Calls go down, chunks come up through `emit`. A ring pushes; only leaves may yield.
 """
@@ -15,9 +16,11 @@ from inferhub.pipeline.admit import Admit, Cost
 from inferhub.pipeline.attempt import Attempt
 from inferhub.pipeline.cache import Cache
 from inferhub.pipeline.deadline import Deadline
+from inferhub.pipeline.describe import Describe
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.dispatch import Dispatch
 from inferhub.pipeline.limiter import Limiter
+from inferhub.pipeline.links import Links
 from inferhub.pipeline.media import Media
 from inferhub.pipeline.meter import Meter
 from inferhub.pipeline.onion import build
@@ -47,6 +50,7 @@ def build_pipeline(
     meter: Meter,
     cache: Cache,
     media: Media,
+    links: Links,
     cost: Cost,
 ) -> Handler:
     """`directory` returns the current snapshot; it may be another one for the next call."""
@@ -55,8 +59,10 @@ def build_pipeline(
         Admit(max_inflight=limits.max_inflight, directory=directory, limiter=limiter, cost=cost),
         meter,
         Deadline(directory),
+        links,
         cache,
         media,
+        Describe(directory, media),
         attempt_ring(router, directory, metrics, limits),
     ]
     return build(rings, Dispatch(directory, media))

@@ -47,7 +47,7 @@ class Admit:
         check_allowed(call)
         if self._directory is not None:
             # Before anything is reserved or recorded: a made-up name is text of the client's, and stays out.
-            self._directory().check(call.model, call.principal.may_call)
+            check_known(call, self._directory())
         if self._inflight >= self._max_inflight:
             raise Overloaded(f"{self._inflight} calls are in flight, the most allowed.", retry_after_s=1.0)
         self._inflight += 1
@@ -107,6 +107,18 @@ _OF_LENGTH = (Unit.TOKENS, Unit.USD)
 _FIELDS = [field.name for field in fields(Call)]
 _VALUES = attrgetter(*_FIELDS)
 _REQUEST, _BODY, _RESERVATION = map(_FIELDS.index, ("request", "body", "reservation"))
+
+
+def check_known(call: Call, directory: Directory) -> None:
+    """Raises `ModelNotFound`, with the way to a model where no name at all would have been right."""
+    try:
+        directory.check(call.model, call.principal.may_call)
+    except ModelNotFound as error:
+        modality = modalities()[call.modality]
+        needed = modality.requires(call.request)
+        if modality.howto and directory.first_for(call.modality, needed, call.principal.may_call) is None:
+            error.message += f" None here can do this; {modality.howto} says how to add a model."
+        raise
 
 
 def check_allowed(call: Call) -> None:

@@ -19,7 +19,7 @@ from inferhub.pipeline.address import addressed
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.hedge import Outcome, Race
 from inferhub.pipeline.leg import Journal, Leg
-from inferhub.pipeline.patience import Limits
+from inferhub.pipeline.patience import ENDLESS, Limits
 from inferhub.pipeline.resume import PREFILL, Delivered, may_resume
 from inferhub.routing import Candidate, Journey, Router, cause_of
 from inferhub.telemetry.metrics import Metrics
@@ -53,8 +53,9 @@ class Attempt:
         directory = self._directory()
         with self._router.begin(call, directory) as journey:
             route = journey.route
-            journal = Journal(emit, self._limits.under(route.patience), [])
-            if route.resume and may_resume(call):
+            is_live = call.incoming is not None
+            journal = Journal(emit, ENDLESS if is_live else self._limits.under(route.patience), [])
+            if route.resume and may_resume(call) and not is_live:
                 journal.delivered = Delivered()
             if route.fallbacks:
                 journal.refuses_filtered = any(Cause.CONTENT_FILTER in f.on for f in route.fallbacks)
@@ -132,6 +133,7 @@ class _Chain:
         hedge_after_s = self._journey.hedge_after_s
         if (
             hedge_after_s is None
+            or call.incoming is not None
             or self._journal.has_begun
             or self._journal.sent + 1 >= self._ring.max_attempts
         ):
@@ -169,6 +171,9 @@ class _Chain:
         cause = cause_of(error)
         begun = self._journal.has_begun
         if cause is None or self._journal.sent >= self._ring.max_attempts:
+            return None
+        if self._call.incoming is not None:
+            # What was said so far is gone, and nobody could say it again.
             return None
         if begun and not (self._journal.delivered and self._journal.delivered.is_text):
             return None

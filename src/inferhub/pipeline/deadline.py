@@ -37,6 +37,7 @@ class Deadline:
     def _shortened(self, call: Call, now_s: float) -> Call:
         route = self._directory().routes.get(call.model) if self._directory else None
         limit_s = route.patience.request_timeout_s if route else None
-        if limit_s is None or now_s + limit_s >= call.deadline_s:
+        if limit_s is None or now_s + limit_s >= call.deadline_s or call.incoming is not None:
+            # A session lasts as long as its client talks, which is no wait for an answer.
             return call
         return replace(call, deadline_s=now_s + limit_s)

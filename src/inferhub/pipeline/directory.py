@@ -31,13 +31,17 @@ class Directory:
         features: Collection[str] = (),
         may_call: Callable[[str], bool] = lambda _: True,
     ) -> str | None:
-        """The first name, alphabetically and models before routes, that is ready for this kind of call."""
-        for name in sorted(self.names, key=lambda name: (name in self.routes, name)):
+        """The first name that is ready for this kind of call: of one's own models alphabetically, then of
+        others' models, then of routes. Nobody's recording goes to a vendor because it named no model."""
+        for name in sorted(self.names, key=lambda name: (name in self.routes, self._is_remote(name), name)):
             endpoints = (e for model in self.models_of(name) for e in self.endpoints.get(model, ()))
             found = (endpoint.model.capability(modality) for endpoint in endpoints)
             if may_call(name) and any(c and c.features.issuperset(features) for c in found):
                 return name
         return None
+
+    def _is_remote(self, name: str) -> bool:
+        return any(endpoint.model.device == "remote" for endpoint in self.endpoints.get(name, ()))
 
     def models_of(self, name: str) -> tuple[str, ...]:
         """Every model that may answer to this name, the likeliest first; itself where it is a model's."""

@@ -36,7 +36,8 @@ class Dispatch:
             call = await self._media.inline(call, capability)
         native = call.native.dialect if call.native is not None else "extra_params"
         forwards_all = "extra_params" in capability.features or native in capability.features
-        started = Started(model, endpoint.id, call.attempt, () if forwards_all else call.unknown_params)
+        ignored = ignored_wishes(call, capability) + (() if forwards_all else call.unknown_params)
+        started = Started(model, endpoint.id, call.attempt, ignored)
         is_first = True
 
         async def announce(chunk: Chunk) -> None:
@@ -97,6 +98,14 @@ def fit(call: Call, model: str, endpoint: Endpoint) -> Capability:
             )
     _check_length(call, model, capability)
     return capability
+
+
+def ignored_wishes(call: Call, capability: Capability) -> tuple[str, ...]:
+    """Parameters that the model leaves out, because it can do without them."""
+    wishes = modalities()[call.modality].wishes
+    if wishes is None:
+        return ()
+    return tuple(param for param, any_of in wishes(call.request).items() if not any_of & capability.features)
 
 
 def _check_length(call: Call, model: str, capability: Capability) -> None:

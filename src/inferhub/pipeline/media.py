@@ -1,4 +1,5 @@
-"""Pictures and files in a request: checked where they are in it, fetched where they are named by address.
+"""Pictures and files in a request: checked where they are in it, fetched where they are named by address,
+and pictures passed on without what they say of their owner.
 
 A ring around the attempts checks every URL once and keeps what was fetched until the call ends; `inline` is
 asked by dispatch, which knows the endpoint: it fetches only for one that cannot do so itself.
@@ -7,17 +8,38 @@ asked by dispatch, which knows the endpoint: it fetches only for one that cannot
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from inferhub.core.call import Call, Emit, Handler
+from inferhub.core.call import Media as File
 from inferhub.core.errors import DeadlineExceeded, EgressRefused, InferHubError, Invalid, UpstreamFailed
 from inferhub.core.models import Capability
 from inferhub.egress import Fetched, check_url
-from inferhub.pipeline.media_parts import Place, check_data_url, data_url, places_of, with_urls
+from inferhub.pipeline.media_parts import (
+    PICTURES,
+    Path,
+    Place,
+    check_data_url,
+    check_fetched,
+    data_url,
+    places_of,
+    with_content,
+    with_pictures,
+    with_urls,
+)
 
 Fetch = Callable[[str], Awaitable[Fetched]]
 """URL → its content, from nowhere that it may not come from: `egress.Fetcher.get`."""
+
+
+class Clean(Protocol):
+    """A picture → the same within the limits, upright, without metadata: `media.MediaPool.clean_image`.
+
+    The very same bytes where there is nothing to do."""
+
+    def __call__(self, data: bytes, *, param: str) -> Awaitable[bytes]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +71,12 @@ class _Held:
 class Media:
     """One per gateway process."""
 
-    def __init__(self, fetch: Fetch, *, allow: Sequence[str] = (), limits: MediaLimits | None = None) -> None:
+    def __init__(
+        self, fetch: Fetch, clean: Clean, *, allow: Sequence[str] = (), limits: MediaLimits | None = None
+    ) -> None:
         """`allow` is the setting `egress_allow`."""
         self._fetch = fetch
+        self._clean = clean
         self._allow = allow
         self._limits = limits or MediaLimits()
         self._room = asyncio.Semaphore(self._limits.fetches_at_once)
@@ -59,10 +84,13 @@ class Media:
 
     async def __call__(self, call: Call, emit: Emit, inner: Handler) -> None:
         """The ring. Raises `Invalid` or `EgressRefused` naming the parameter."""
+        if call.media:
+            call = replace(call, media=tuple([await self._cleaned(file) for file in call.media]))
         places = places_of(call.request)
         if not places:
             return await inner(call, emit)
-        await self._check(places)
+        if urls := await self._checked(places):
+            call = with_pictures(call, places, urls)
         remote = [place for place in places if not place.is_data]
         if not remote:
             return await inner(call, emit)
@@ -88,7 +116,14 @@ class Media:
         # What the client wrote in another dialect still has the addresses; the translation stands for it now.
         return replace(call, request=request, body=body, native=None)
 
-    async def _check(self, places: Sequence[Place]) -> None:
+    async def _cleaned(self, file: File) -> File:
+        if file.kind not in PICTURES:
+            return file
+        clean = await self._clean(file.data, param=file.field)
+        return file if clean is file.data else replace(file, data=clean)
+
+    async def _checked(self, places: Sequence[Place]) -> Mapping[Path, str]:
+        """What is to be put in the places of enclosed pictures."""
         if len(places) > self._limits.most:
             place = places[self._limits.most]
             raise Invalid(
@@ -96,11 +131,18 @@ class Media:
                 param=place.param,
                 code="too_many_files",
             )
+        urls: dict[Path, str] = {}
         for place in places:
-            if place.is_data:
-                await check_data_url(place, self._limits.file_bytes)
-            else:
+            if not place.is_data:
                 check_url(place.url, self._allow, param=place.param)
+                continue
+            picture = await check_data_url(place, self._limits.file_bytes)
+            if picture is None:
+                continue
+            clean = await self._clean(picture, param=place.param)
+            if clean is not picture:
+                urls[place.path] = await with_content(place, clean)
+        return urls
 
     async def _fetch_all(self, held: _Held) -> None:
         """Each URL once, some at a time. The first failure ends the others."""
@@ -134,7 +176,10 @@ class Media:
                 param=place.param,
                 code="file_too_large",
             )
-        return await data_url(place, fetched.body)
+        kind, content = check_fetched(place, fetched.body), fetched.body
+        if place.kind == "image":
+            content = await self._clean(content, param=place.param)
+        return await data_url(kind, content)
 
 
 def _translated(error: InferHubError, place: Place) -> InferHubError:

@@ -10,31 +10,28 @@ import base64
 import binascii
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from inferhub.core.call import Call
 from inferhub.core.errors import Invalid
+from inferhub.media import sniff
 from inferhub.modalities.chat import AudioPart, ChatRequest, FilePart, ImagePart
 from inferhub.modalities.moderation import ModerationImage, ModerationRequest
+from inferhub.modalities.vision import VisionRequest
 
 Path = tuple[str | int, ...]
 
-_SIGNATURES = (
-    (b"\x89PNG\r\n\x1a\n", "image/png"),
-    (b"\xff\xd8\xff", "image/jpeg"),
-    (b"GIF87a", "image/gif"),
-    (b"GIF89a", "image/gif"),
-    (b"%PDF-", "application/pdf"),
-)
+PICTURES = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"})
 _ACCEPTED = {
-    "image": frozenset({"image/png", "image/jpeg", "image/gif", "image/webp"}),
+    "image": PICTURES,
     "file": frozenset({"application/pdf"}),
 }
 _WORDS = {"image": "a picture (PNG, JPEG, GIF or WebP)", "file": "a file of an accepted type (PDF)"}
 _HEAD = re.compile(r"data:(?P<type>[a-z0-9.+-]+/[a-z0-9.+-]+)?(?:;[a-z0-9_-]+=[^;,]*)*;base64", re.IGNORECASE)
 _MAX_HEAD_CHARS = 200
-_SNIFFED_CHARS = 64
 _LARGE_CHARS = 256 * 1024
 """From here on decoding would hold up the event loop for longer than a token."""
 
@@ -65,6 +62,8 @@ def places_of(request: Any) -> Sequence[Place]:
             for at, item in enumerate(request.input)
             if isinstance(item, ModerationImage)
         ]
+    if isinstance(request, VisionRequest) and request.image is not None:
+        return [Place(("image",), request.image, "image")]
     return ()
 
 
@@ -84,39 +83,40 @@ def _in_chat(request: ChatRequest) -> Sequence[Place]:
     return found
 
 
-def sniff(content: bytes) -> str | None:
-    """What the content itself says that it is, whatever anybody calls it."""
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "image/webp"
-    return next((kind for signature, kind in _SIGNATURES if content.startswith(signature)), None)
-
-
-async def data_url(place: Place, content: bytes) -> str:
-    """Raises `Invalid` for content that is not what its place is for."""
+def check_fetched(place: Place, content: bytes) -> str:
+    """Its media type. Raises `Invalid` for content that is not what its place is for."""
     kind = sniff(content)
     if kind is None or kind not in _ACCEPTED[place.kind]:
         raise _wrong(place, f"does not lead to {_WORDS[place.kind]}")
-    encoded = (
-        await _aside(base64.b64encode, content) if len(content) > _LARGE_CHARS else base64.b64encode(content)
-    )
-    return f"data:{kind};base64,{encoded.decode()}"
+    return kind
 
 
-async def check_data_url(place: Place, most_bytes: int) -> None:
-    """Raises `Invalid` for one that is not base64, too large, or a picture that is none."""
+async def data_url(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{await _encoded(content)}"
+
+
+async def with_content(place: Place, content: bytes) -> str:
+    """The data URL of a place with another content, called what it was called."""
+    return f"{place.url.partition(',')[0]},{await _encoded(content)}"
+
+
+async def check_data_url(place: Place, most_bytes: int) -> bytes | None:
+    """The picture in it; None for what is no picture. Raises `Invalid` for one that is not base64 or too
+    large, and for a picture that is none."""
     declared, data = "", place.url
     if place.kind != "audio":
         declared, data = _parts(place)
     if len(data) * 3 // 4 > most_bytes:
         raise _wrong(place, f"has more than {most_bytes} bytes", code="file_too_large")
-    is_valid = await _aside(_is_base64, data) if len(data) > _LARGE_CHARS else _is_base64(data)
-    if not is_valid:
+    content = await _aside(_decoded, data) if len(data) > _LARGE_CHARS else _decoded(data)
+    if not content:
         raise _wrong(place, "is not valid base64", code="invalid_base64")
     # A file may be of any type that its model reads; what it calls a PDF must be one.
-    if place.kind == "image" or declared == "application/pdf":
-        kind = sniff(base64.b64decode(data[:_SNIFFED_CHARS]))
-        if kind not in _ACCEPTED[place.kind]:
-            raise _wrong(place, f"is not {_WORDS[place.kind]}")
+    if (place.kind == "image" or declared == "application/pdf") and sniff(content) not in _ACCEPTED[
+        place.kind
+    ]:
+        raise _wrong(place, f"is not {_WORDS[place.kind]}")
+    return content if place.kind == "image" else None
 
 
 def _parts(place: Place) -> tuple[str, str]:
@@ -128,11 +128,17 @@ def _parts(place: Place) -> tuple[str, str]:
     return (match["type"] or "").lower(), data
 
 
-def _is_base64(data: str) -> bool:
+def _decoded(data: str) -> bytes:
+    """Empty for what is not base64."""
     try:
-        return bool(binascii.a2b_base64(data, strict_mode=True))
+        return binascii.a2b_base64(data, strict_mode=True)
     except (binascii.Error, ValueError):
-        return False
+        return b""
+
+
+async def _encoded(content: bytes) -> str:
+    is_large = len(content) > _LARGE_CHARS
+    return (await _aside(base64.b64encode, content) if is_large else base64.b64encode(content)).decode()
 
 
 async def _aside(function: Any, given: Any) -> Any:
@@ -146,20 +152,36 @@ def _wrong(place: Place, what: str, code: str = "invalid_file") -> Invalid:
 # --- other URLs in their places ----------------------------------------------------------------
 
 
-def with_urls(request: Any, body: bytes, urls: Mapping[Path, str]) -> tuple[Any, bytes]:
-    """Both with these texts at these paths; everything else of the body stays as it was written."""
+def with_pictures(call: Call, places: Sequence[Place], urls: Mapping[Path, str]) -> Call:
+    """The call with these `data:` URLs for those at these paths, in its client's own dialect as well."""
+    request, body = with_urls(call.request, call.body, urls)
+    native = call.native
+    if native is not None:
+        # Every dialect encloses the same base64, each in words of its own.
+        found = native.body
+        for old, new in {(place.url, urls[place.path]) for place in places if place.path in urls}:
+            enclosed = old.partition(",")[2].encode()
+            if enclosed not in found:  # written in another way: the translation stands for it now
+                return replace(call, request=request, body=body, native=None)
+            found = found.replace(enclosed, new.partition(",")[2].encode())
+        native = replace(native, body=found)
+    return replace(call, request=request, body=body, native=native)
+
+
+def with_urls(request: Any, body: bytes, urls: Mapping[Path, Any]) -> tuple[Any, bytes]:
+    """Both with these at these paths, mostly URLs; everything else of the body stays as it was written."""
     return _put(request, urls), bytes(_put_raw(msgspec.Raw(body), urls))
 
 
-def _steps(changes: Mapping[Path, str]) -> Mapping[str | int, Mapping[Path, str]]:
+def _steps(changes: Mapping[Path, Any]) -> Mapping[str | int, Mapping[Path, Any]]:
     """By their first step."""
-    found: dict[str | int, dict[Path, str]] = {}
+    found: dict[str | int, dict[Path, Any]] = {}
     for path, url in changes.items():
         found.setdefault(path[0], {})[path[1:]] = url
     return found
 
 
-def _put(value: Any, changes: Mapping[Path, str]) -> Any:
+def _put(value: Any, changes: Mapping[Path, Any]) -> Any:
     if () in changes:
         return changes[()]
     steps = _steps(changes)
@@ -170,7 +192,7 @@ def _put(value: Any, changes: Mapping[Path, str]) -> Any:
     )
 
 
-def _put_raw(raw: msgspec.Raw, changes: Mapping[Path, str]) -> msgspec.Raw:
+def _put_raw(raw: msgspec.Raw, changes: Mapping[Path, Any]) -> msgspec.Raw:
     if () in changes:
         return msgspec.Raw(msgspec.json.encode(changes[()]))
     steps = _steps(changes)

@@ -7,6 +7,7 @@ slow client is the client's, not the endpoint's.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -32,6 +33,10 @@ class Limits:
             self.first_token_timeout_s if first_s is None else first_s,
             self.idle_timeout_s if idle_s is None else idle_s,
         )
+
+
+ENDLESS = Limits(math.inf, math.inf)
+"""For calls whose client goes on talking: whoever listens may be silent for as long as the client is."""
 
 
 class Alarm:

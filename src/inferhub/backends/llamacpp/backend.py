@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import msgspec
@@ -15,12 +16,14 @@ from inferhub.backends.llamacpp.answers import Answer, check_resumable
 from inferhub.backends.llamacpp.counting import count, silent
 from inferhub.backends.llamacpp.engine import Engine, Plan, gpus
 from inferhub.backends.llamacpp.gguf import Header, read_header
+from inferhub.backends.llamacpp.pictures import with_plain_pictures
 from inferhub.backends.llamacpp.slots import Channel, Ended, Slots
 from inferhub.backends.llamacpp.tools import with_tools
 from inferhub.core.call import Call, Delta, Finished
 from inferhub.core.errors import SetupError, Unsupported
 from inferhub.core.models import Capability
 from inferhub.core.usage import Usage
+from inferhub.media import MediaPool
 from inferhub.modalities.chat import ChatRequest
 from inferhub.modalities.completion import CompletionRequest
 from inferhub.modalities.token_count import TokenCount
@@ -33,6 +36,7 @@ _CPU_BATCH_TOKENS = 32
 _GPU_BATCH_TOKENS = 512
 _ALL_LAYERS = 999
 _Q8_BLOCK = 32
+_MAGIC = b"GGUF"
 
 _Count = Annotated[int, Meta(ge=1)]
 
@@ -48,6 +52,8 @@ class LlamaCppOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """Of a prompt, computed in one go. A cancelled call keeps its slot for up to two of them."""
     gpu_layers: Annotated[int, Meta(ge=0)] | None = None
     """How many layers go to the GPU: all."""
+    mmproj: str = ""
+    """The GGUF file with the other half of a model that sees pictures."""
     keys: Literal["f16", "q8_0"] | None = None
     """How attention keys are stored: in 8 bits on a CPU, which saves a quarter of the context's memory."""
 
@@ -58,11 +64,14 @@ class LlamaCpp(Backend):
     Options = LlamaCppOptions
     isolated = True
     needs_weights = True
+    further_weights = ("mmproj",)
+    may_offer = frozenset({"chat", "completion", "token_count"})
 
     capabilities: tuple[Capability, ...] = ()
 
     async def load(self) -> None:
         plan, header = await asyncio.to_thread(self._plan)
+        self._pool = MediaPool()
         self._engine = await asyncio.to_thread(Engine, plan)
         self._slots = Slots(plan.slots)
         self._vocabulary = header.vocabulary
@@ -71,8 +80,9 @@ class LlamaCpp(Backend):
             # A base model: it would only continue the conversation's markup.
             self.capabilities = (text,)
         else:
+            sees = frozenset({"vision"} if plan.mmproj is not None else ())
             self.capabilities = (
-                Capability("chat", chat.FEATURES, plan.context_tokens),
+                Capability("chat", chat.FEATURES | sees, plan.context_tokens),
                 text,
                 Capability("token_count", frozenset({"tools"}), plan.context_tokens),
             )
@@ -82,7 +92,7 @@ class LlamaCpp(Backend):
             yield Delta(TokenCount(await self._count(call)))
             yield Finished(Usage())
             return
-        answer = self._answer(call)
+        answer = self._answer(await with_plain_pictures(call, self._pool))
         requests = answer.requests
         channel = Channel()
         try:
@@ -109,6 +119,7 @@ class LlamaCpp(Backend):
 
     async def unload(self) -> None:
         await self._slots.close()
+        await self._pool.close()
         await asyncio.to_thread(self._engine.close)
 
     async def slots_busy(self) -> int:
@@ -144,6 +155,7 @@ class LlamaCpp(Backend):
             threads=options.threads or default_threads(),
             gpu=gpu,
             gpu_layers=_ALL_LAYERS if options.gpu_layers is None else options.gpu_layers,
+            mmproj=_other_half(options),
             keys_q8=options.keys == "q8_0" or (options.keys is None and gpu is None and is_q8_possible),
             chat_template=with_tools(header.chat_template) if header.chat_template else None,
         )
@@ -168,6 +180,23 @@ class LlamaCpp(Backend):
             f"the package's CUDA build (docs/howto/gpu.md), choose another device, or use `device: auto`.",
             param="device",
         )
+
+
+def _other_half(options: LlamaCppOptions) -> Path | None:
+    """Raises `SetupError` where the file is none that the engine reads."""
+    if not options.mmproj:
+        return None
+    path = Path(options.mmproj)
+    try:
+        with path.open("rb") as file:
+            is_gguf = file.read(len(_MAGIC)) == _MAGIC
+    except OSError as error:
+        raise SetupError(
+            f"Option 'mmproj': {path} cannot be read: {error.strerror}.", param="options"
+        ) from error
+    if not is_gguf:
+        raise SetupError(f"Option 'mmproj': {path} is no GGUF file.", param="options")
+    return path
 
 
 def _context_tokens(options: LlamaCppOptions, header: Header) -> int:

@@ -15,6 +15,7 @@ from inferhub.core.usage import Usage
 from inferhub.modalities.chat import (
     ChatDelta,
     ChatRequest,
+    ImagePart,
     JsonFormat,
     Message,
     RefusalPart,
@@ -117,7 +118,7 @@ def _schema_format(schema: dict[str, Any]) -> dict[str, Any]:
 def _message(message: Message) -> dict[str, Any]:
     # Few templates know OpenAI's newer name for a system message.
     role = "system" if message.role == "developer" else message.role
-    body: dict[str, Any] = {"role": role, "content": _text(message)}
+    body: dict[str, Any] = {"role": role, "content": _content(message)}
     if message.tool_calls:
         body["tool_calls"] = [
             {"id": call.id, "type": "function", "function": msgspec.to_builtins(call.function)}
@@ -127,6 +128,20 @@ def _message(message: Message) -> dict[str, Any]:
         if getattr(message, name) is not None:
             body[name] = getattr(message, name)
     return body
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    """One text, which every template knows; parts where there are pictures, for an engine that sees them."""
+    parts = message.content if isinstance(message.content, list) else []
+    if not any(isinstance(part, ImagePart) for part in parts):
+        return _text(message)
+    said: list[dict[str, Any]] = []
+    for part in parts:
+        if isinstance(part, ImagePart):
+            said.append({"type": "image_url", "image_url": {"url": part.image_url.url}})
+        elif isinstance(part, TextPart):
+            said.append({"type": "text", "text": part.text})
+    return said
 
 
 def _text(message: Message) -> str:

@@ -47,6 +47,8 @@ class Plan:
     gpu_layers: int
     keys_q8: bool
     chat_template: str | None
+    mmproj: Path | None = None
+    """What turns pictures into tokens, for a model that sees."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +141,9 @@ def _load(plan: Plan, socket: str) -> Any:
     params.prefill_assistant = False
     if plan.chat_template is not None:
         params.chat_template = plan.chat_template
+    if plan.mmproj is not None:
+        params.mmproj.path = str(plan.mmproj)
+        params.mmproj_use_gpu = plan.gpu is not None
     if plan.keys_q8:
         params.cache_type_k = xllamacpp.ggml_type.GGML_TYPE_Q8_0
     if plan.gpu is None:
@@ -155,7 +160,8 @@ def _load(plan: Plan, socket: str) -> Any:
         raise SetupError(
             f"llama.cpp cannot load {plan.weights.name}; its reason is in the log above. Check that the "
             f"file is a whole GGUF language model, and that {plan.slots} slots of {plan.context_tokens} "
-            f"tokens fit into memory (`slots`, option `context_tokens`).",
+            f"tokens fit into memory (`slots`, option `context_tokens`)"
+            f"{', and that `mmproj` was made for this very model' if plan.mmproj else ''}.",
             param="weights",
         ) from error
 

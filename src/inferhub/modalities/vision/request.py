@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 Feature = Literal["text", "objects", "labels", "colors", "description"]
+FEATURES: tuple[Feature, ...] = get_args(Feature)
 
 
 class VisionRequest(msgspec.Struct, kw_only=True):

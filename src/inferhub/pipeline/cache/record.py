@@ -6,6 +6,7 @@ Deltas are shared by everybody who gets them, and never changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, Generic, TypeVar
 
@@ -37,6 +38,7 @@ class Answer(msgspec.Struct, Generic[D], array_like=True, frozen=True):
     ignored_params: tuple[str, ...] = ()
     model: str = ""
     """Who gave it, where several could have."""
+    described_by: str = ""
 
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -60,7 +62,10 @@ def decode(modality: str, value: bytes) -> Answer[Any] | None:
 
 
 async def replay(answer: Answer[Any], model: str, emit: Emit) -> None:
-    await emit(Started(model, PLACE, ignored_params=answer.ignored_params, cache="hit"))
+    started = Started(model, PLACE, ignored_params=answer.ignored_params, cache="hit")
+    if answer.described_by:
+        started = replace(started, described_by=answer.described_by)
+    await emit(started)
     for payload in answer.deltas:
         await emit(Delta(payload))
     await emit(Finished(answer.usage))
@@ -75,6 +80,7 @@ class Recording:
         self._size_bytes = 0
         self.ignored_params: tuple[str, ...] = ()
         self.model = ""
+        self.described_by = ""
 
     def take(self, payload: Any) -> None:
         if self._size_bytes > MAX_VALUE_BYTES:
@@ -98,7 +104,8 @@ class Recording:
     def answer(self, usage: Usage) -> Answer[Any] | None:
         if self._size_bytes > MAX_VALUE_BYTES:
             return None
-        return Answer(coalesce(self._modality, self._payloads), usage, self.ignored_params, self.model)
+        deltas = coalesce(self._modality, self._payloads)
+        return Answer(deltas, usage, self.ignored_params, self.model, self.described_by)
 
 
 def coalesce(modality: str, payloads: Sequence[Any]) -> list[Any]:

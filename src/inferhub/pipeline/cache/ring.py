@@ -123,6 +123,7 @@ class Cache:
             elif type(chunk) is Started:
                 recording.ignored_params = chunk.ignored_params
                 recording.model = chunk.model
+                recording.described_by = chunk.described_by
                 # One that broke off and went on elsewhere is no answer that this model would give.
                 is_whole = is_whole and not recording.has_begun
                 chunk = replace(chunk, cache="miss")
