@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Depends, FastAPI, Request, Response
@@ -28,6 +28,7 @@ from inferhub.gateway.admin.spec import spec_router
 from inferhub.gateway.admin.tenants import projects_router, tenants_router, users_router
 from inferhub.gateway.admin.usage import usage_router
 from inferhub.gateway.admin.workers import workers_router
+from inferhub.gateway.blobs import BlobLinks, blobs_router
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.dialects import dialects
 from inferhub.gateway.door import Answering, Door
@@ -42,7 +43,13 @@ from inferhub.gateway.problems import error_headers, form_at
 from inferhub.gateway.responses.endpoint import ResponsesEndpoint
 from inferhub.gateway.responses.kept import KeptResponses
 from inferhub.gateway.responses.routes import responses_router
-from inferhub.gateway.surface import InferenceEndpoint
+from inferhub.gateway.sockets.asr import AsrEndpoint
+from inferhub.gateway.sockets.live import Listening
+from inferhub.gateway.sockets.llm import LlmEndpoint
+from inferhub.gateway.sockets.realtime.endpoint import RealtimeEndpoint, realtime_router
+from inferhub.gateway.sockets.realtime.secrets import ClientSecrets
+from inferhub.gateway.sockets.switchboard import OpenSockets, SocketEndpoint, Switchboard
+from inferhub.gateway.surface import DefaultModel, InferenceEndpoint
 from inferhub.gateway.voices import voices_router
 from inferhub.stores.cache.base import AnswerStore
 from inferhub.stores.counters.base import Counters
@@ -63,12 +70,15 @@ class GatewayParts:
     counters: Counters
     usage: UsageStore
     responses: KeptResponses
+    links: BlobLinks
+    secrets: ClientSecrets
     readiness: Callable[[], Mapping[str, object]]
     check_url: Callable[[str], object]
     """Raises for an address that no webhook may have."""
     metrics: Metrics
     limits: GatewayLimits
     cors_origins: Sequence[str] = ()
+    sockets: OpenSockets = field(default_factory=OpenSockets)
 
 
 def build_app(parts: GatewayParts) -> ASGIApp:
@@ -97,6 +107,7 @@ def build_app(parts: GatewayParts) -> ASGIApp:
     app: ASGIApp = Door(
         hot,
         cold_app(parts),
+        sockets=Switchboard(socket_endpoints(parts, default_model), identity, parts.limits, parts.sockets),
         identity=identity,
         idempotency=Idempotency(parts.answers),
         limits=parts.limits,
@@ -110,6 +121,16 @@ def build_app(parts: GatewayParts) -> ASGIApp:
             allow_headers=["*"],
         )
     return app
+
+
+def socket_endpoints(parts: GatewayParts, default_model: DefaultModel) -> Mapping[str, SocketEndpoint]:
+    """Every WebSocket by its path."""
+    listening = Listening(parts.pipeline, parts.limits, default_model)
+    return {
+        "/ws/asr": AsrEndpoint(listening),
+        "/ws/llm": LlmEndpoint(listening),
+        "/v1/realtime": RealtimeEndpoint(listening, parts.secrets),
+    }
 
 
 def cold_app(parts: GatewayParts) -> FastAPI:
@@ -131,6 +152,8 @@ def cold_app(parts: GatewayParts) -> FastAPI:
         models_router(parts.fleet.directory),
         voices_router(parts.fleet.directory),
         responses_router(parts.responses),
+        realtime_router(parts.secrets),
+        blobs_router(parts.links),
         spec_router(parts.desired),
         workers_router(parts.fleet.workers),
         tenants_router(desk, parts.check_url),

@@ -36,6 +36,7 @@ class Door:
         hot: Mapping[str, Answering],
         cold: ASGIApp,
         *,
+        sockets: ASGIApp,
         identity: Identity,
         idempotency: Idempotency,
         limits: GatewayLimits,
@@ -43,6 +44,7 @@ class Door:
     ) -> None:
         self._hot = hot
         self._cold = cold
+        self._sockets = sockets
         self._identity = identity
         self._idempotency = idempotency
         self._limits = limits
@@ -50,7 +52,7 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return await self._cold(scope, receive, send)
+            return await self._sockets(scope, receive, send)
         headers = dict(scope["headers"])
         if b"idempotency-key" in headers and scope["method"] == "POST":
             return await self._answer(self._once, scope, headers, receive, send)

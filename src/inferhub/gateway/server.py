@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -15,13 +16,16 @@ from starlette.types import ASGIApp
 
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.protocol import bounded_protocol
+from inferhub.gateway.sockets.protocol import SocketProtocol
+from inferhub.gateway.sockets.switchboard import OpenSockets
 from inferhub.gateway.turns import Acceptor, Turns
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, turns: Turns | None) -> None:
+    def __init__(self, config: uvicorn.Config, turns: Turns | None, opened: OpenSockets | None) -> None:
         super().__init__(config)
         self._turns = turns
+        self._opened = opened
         self._acceptors: list[Acceptor] = []
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -35,6 +39,13 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self.stop_accepting()
+        begin_s = time.monotonic()
+        grace_s = self.config.timeout_graceful_shutdown or 1
+        if self._opened is not None:
+            # uvicorn would close them at once, in the middle of a sentence.
+            await self._opened.drain(grace_s)
+        left_s = grace_s - (time.monotonic() - begin_s)
+        self.config.timeout_graceful_shutdown = max(1, round(left_s))
         await super().shutdown(sockets)
 
     def stop_accepting(self) -> None:
@@ -64,13 +75,26 @@ class HttpServer:
         self._server: _Server | None = None
 
     async def serve(
-        self, app: ASGIApp, limits: GatewayLimits, *, keepalive_timeout_s: float, drain_grace_s: float
+        self,
+        app: ASGIApp,
+        limits: GatewayLimits,
+        *,
+        keepalive_timeout_s: float,
+        drain_grace_s: float,
+        opened: OpenSockets | None = None,
     ) -> None:
-        """Returns after `stop`, when the calls in flight ended or `drain_grace_s` was over."""
+        """Returns after `stop`, when the calls in flight ended or `drain_grace_s` was over. Sockets in
+        `opened` are told of it first."""
         config = uvicorn.Config(
             app,
             http=bounded_protocol(limits),
-            ws="none",
+            ws=SocketProtocol,
+            ws_max_size=limits.max_socket_message_bytes,
+            ws_ping_interval=limits.socket_ping_interval_s,
+            # While a client has to wait for the model, its answers to pings wait behind its sound.
+            ws_ping_timeout=limits.write_timeout_s,
+            # Sound does not get smaller, and what unpacks to more than it was is one thing less to bound.
+            ws_per_message_deflate=False,
             lifespan="off",
             loop="none",
             log_config=None,
@@ -82,7 +106,7 @@ class HttpServer:
             timeout_graceful_shutdown=max(1, round(drain_grace_s)),
             backlog=2048,
         )
-        self._server = _Server(config, self._turns)
+        self._server = _Server(config, self._turns, opened)
         try:
             await self._server.serve(sockets=[self._socket])
         finally:

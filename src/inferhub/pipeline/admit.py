@@ -9,15 +9,17 @@ from collections.abc import Callable
 from dataclasses import fields, replace
 from operator import attrgetter
 
-from inferhub.core.call import Call, Chunk, Emit, Handler, Started
+from inferhub.core.call import Call, Chunk, Delta, Emit, Handler, Started
 from inferhub.core.errors import Forbidden, InferHubError, ModelNotFound, Overloaded
 from inferhub.core.quota import Reservation, Unit
 from inferhub.core.tenancy import Principal
 from inferhub.core.usage import Usage
 from inferhub.modalities import modalities
 from inferhub.modalities.tokens import BYTES_PER_TOKEN
+from inferhub.modalities.transcription import Live
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.limiter import Limiter
+from inferhub.pipeline.listened import Listened
 
 Cost = Callable[[str, str, Usage], int]
 """(model as asked for, modality, estimate) → billionths of a US dollar."""
@@ -69,18 +71,40 @@ class Admit:
         if reservation is None:
             return await inner(call, emit)
         readings = reservation.readings
+        listened = self._listened(limiter, call, estimate.audio_ms)
 
         async def announce(chunk: Chunk) -> None:
+            if listened is not None and isinstance(chunk, Delta):
+                listened.heard(chunk.payload.duration_s)
             await emit(replace(chunk, readings=readings) if isinstance(chunk, Started) else chunk)
 
         try:
-            return await inner(self._bound(call, reservation), announce)
+            if listened is not None:
+                call = replace(call, incoming=listened)
+            await inner(self._bound(call, reservation), announce)
+            if listened is not None and listened.refusal is not None:
+                raise listened.refusal
         except InferHubError as error:
             error.readings = error.readings or readings
             raise
         finally:
             # Nothing happens where the meter ring has settled it already.
             await limiter.settle(reservation, _NOTHING, 0)
+            for held in listened.held if listened is not None else ():
+                await limiter.settle(held, _NOTHING, 0)
+
+    def _listened(self, limiter: Limiter, call: Call, reserved_ms: int) -> Listened | None:
+        """What a live call hears, held to the caller's limits while it goes on."""
+        if call.incoming is None:
+            return None
+
+        async def reserve(audio_ms: int) -> Reservation | None:
+            estimate = Usage(audio_ms=audio_ms, source="estimated")
+            cost_nano_usd = self._cost(call.model, call.modality, estimate)
+            return await limiter.reserve_more(call.principal, estimate, cost_nano_usd)
+
+        live = getattr(call.request, "live", None) or Live()
+        return Listened(call.incoming, live, reserved_ms, reserve)
 
     def _bound(self, call: Call, reservation: Reservation) -> Call:
         """The call with what was reserved for it, and no way to use more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+from inferhub.core.call import Call
 from inferhub.core.usage import Usage
 from inferhub.modalities.chat import ChatDelta
 from inferhub.modalities.completion import CompletionDelta
@@ -51,4 +52,12 @@ def with_media(usage: Usage, payload: Any) -> Usage:
     if kind is ImageDelta and payload.kind == "image":
         pixels = usage.pixels + payload.width * payload.height
         return replace(usage, images=usage.images + 1, pixels=pixels)
+    return usage
+
+
+def begun(usage: Usage, call: Call) -> Usage:
+    """What is due for a call that broke off. Pieces of a vendor's do not say how far it came in a text, and
+    it charges all of one that it has begun to speak."""
+    if call.modality == "speech" and not usage.characters:
+        return replace(usage, characters=len(call.request.input))
     return usage

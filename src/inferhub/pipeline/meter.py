@@ -38,7 +38,7 @@ from inferhub.core.prices import PriceBook, cost, nano_usd
 from inferhub.core.quota import Reservation, Unit
 from inferhub.core.usage import Begin, Price, Usage, UsageEvent
 from inferhub.modalities import modalities
-from inferhub.pipeline.content import has_content, with_media
+from inferhub.pipeline.content import begun, has_content, with_media
 from inferhub.stores.spool.spool import Spool
 
 _log = logging.getLogger(__name__)
@@ -47,6 +47,9 @@ Settle = Callable[[Reservation, Usage, int], Awaitable[object]]
 """(reservation, what was really used, nano-dollars)."""
 
 CANCELLED = "cancelled"
+
+_WITHOUT_TOKENS = frozenset({"image", "speech", "transcription", "vision"})
+"""Whoever counts tokens of these reports them; the bytes of a request say nothing about them."""
 
 # Whoever raises these has computed nothing that anybody could bill.
 _NOTHING_DONE: tuple[type[InferHubError], ...] = (
@@ -85,7 +88,7 @@ class Meter:
 
     async def __call__(self, call: Call, emit: Emit, inner: Handler) -> None:
         book = self._prices()
-        begin = _begin(call, self._estimate(call))
+        begin = _begin(call, 0 if call.modality in _WITHOUT_TOKENS else self._estimate(call))
         entry = self._ledger.begin(begin)
         seen = _Seen(begin, self._ledger.marks, entry, speaks_in_tokens=_speaks_in_tokens(call.modality))
 
@@ -139,7 +142,7 @@ class Meter:
     ) -> None:
         usage = seen.usage
         if usage is None:
-            usage = seen.interrupted(failure)
+            usage = seen.interrupted(call, failure)
             if seen.started and usage != Usage(source=usage.source):
                 seen.price = _price_of(seen, book)
                 seen.cost_usd = cost(seen.price, usage) if seen.price else Decimal(0)
@@ -231,13 +234,13 @@ class _Seen:
         text = sum(map(_text_chars, self.whole)) // _CHARS_PER_TOKEN
         return Usage(self.begin.input_tokens, max(self.deltas, text), source="estimated")
 
-    def interrupted(self, failure: BaseException | None) -> Usage:
+    def interrupted(self, call: Call, failure: BaseException | None) -> Usage:
         """Usage of an answer that never came to its clean end."""
         if self.is_hit:
             return Usage(source="estimated")
         if self.first_s:
             return replace(
-                self.delivered,
+                begun(self.delivered, call),
                 input_tokens=self.begin.input_tokens,
                 output_tokens=self.deltas,
                 source="estimated",

@@ -76,7 +76,18 @@ class Limiter:
     ) -> Reservation | None:
         """None for a caller without limits. Raises `RateLimited`, `QuotaExceeded` or `StoreFailed`."""
         plan = self._book().plan_for(principal)
+        return await self._hold(plan, plan.claims(amounts(estimate, cost_nano_usd)))
+
+    async def reserve_more(
+        self, principal: Principal, estimate: Usage, cost_nano_usd: int
+    ) -> Reservation | None:
+        """For a call that has its reservation, and turns out to be longer: it is no further request."""
+        plan = self._book().plan_for(principal)
         claims = plan.claims(amounts(estimate, cost_nano_usd))
+        longer = [c for c in claims if c.amount and c.meter.unit not in (Unit.REQUESTS, Unit.CONCURRENT)]
+        return await self._hold(plan, tuple(longer))
+
+    async def _hold(self, plan: Plan, claims: tuple[Claim, ...]) -> Reservation | None:
         if not claims:
             return None
         if len(self._tasks) >= MAX_UNSETTLED:
