@@ -13,6 +13,7 @@ PARALLEL ?= -n auto --maxprocesses 4 --dist loadfile
 BOOTSTRAPPED := $(VENV)/.bootstrapped
 RUNTIME := $(VENV)/.runtime
 DEV := $(VENV)/.dev
+DIFFUSION := $(VENV)/.diffusion
 
 CODE := src tests $(wildcard benchmarks examples)
 
@@ -32,7 +33,7 @@ weights: $(RUNTIME)  ## fetch and verify the weights of the built-in models
 test: $(DEV) weights  ## run the tests (ARGS="-k name")
 	$(PY) -m pytest -m "not slow" $(PARALLEL) $(ARGS)
 
-test-slow: $(DEV) weights  ## run the tests that take minutes
+test-slow: $(DIFFUSION) weights  ## run the tests that take minutes
 	$(PY) -m pytest -m slow $(ARGS)
 
 check: $(DEV)  ## format, lint, types, architecture: what CI checks
@@ -67,9 +68,11 @@ EXTRAS = --extra local --extra postgres --extra redis --extra clickhouse --extra
 
 lock: $(BOOTSTRAPPED)  ## pin dependencies again after pyproject.toml changed (UPGRADE=1: newest)
 	$(COMPILE) locks/bootstrap.in -o locks/bootstrap.lock
-	$(COMPILE) pyproject.toml $(EXTRAS) --group dev -o locks/dev.lock
+	$(COMPILE) pyproject.toml $(EXTRAS) --extra japanese --extra chinese --group dev -o locks/dev.lock
 	$(COMPILE) pyproject.toml $(EXTRAS) --constraint locks/dev.lock -o locks/runtime.lock
 	$(COMPILE) locks/instructor.in -o locks/instructor.lock
+	$(COMPILE) pyproject.toml --extra diffusion --constraint locks/dev.lock --override locks/diffusion.override \
+	  -o locks/diffusion.lock
 
 env: $(RUNTIME)  ## only make the environment that `serve` needs
 env-dev: $(DEV)  ## only make the environment that `test` and `check` need
@@ -99,6 +102,15 @@ $(RUNTIME): locks/runtime.lock pyproject.toml $(BOOTSTRAPPED)
 $(DEV): locks/dev.lock $(RUNTIME)
 	@echo "[3/3] Installing the tools of developers"
 	@$(call install,$<)
+	@touch $@
+
+# torch is not in the lock: which build of it is right depends on the machine and on its package index.
+TORCH := torch==2.13.0
+
+$(DIFFUSION): locks/diffusion.lock $(DEV)
+	@echo "Installing what models of diffusers need"
+	@$(PY) -m pip install --disable-pip-version-check --quiet $(TORCH)
+	@$(PY) -m pip install --disable-pip-version-check --quiet --no-deps --require-hashes -r $<
 	@touch $@
 
 # uv is quick and shows progress. It does not read pip's configuration, so where a mirror is set up

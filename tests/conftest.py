@@ -15,10 +15,12 @@ from inferhub.testing.backing import (
     ClickHouse,
     Kafka,
     Postgres,
+    Seaweed,
     Valkey,
     running_clickhouse,
     running_kafka,
     running_postgres,
+    running_seaweed,
     running_valkey,
 )
 
@@ -48,6 +50,12 @@ def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kafka]:
 @pytest.fixture(scope="session")
 def clickhouse(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ClickHouse]:
     with running_clickhouse(tmp_path_factory.mktemp("clickhouse")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seaweed]:
+    with running_seaweed(tmp_path_factory.mktemp("seaweed")) as server:
         yield server
 
 

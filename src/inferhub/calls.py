@@ -15,11 +15,13 @@ from inferhub.core.usage import Usage
 from inferhub.egress import Fetcher, FetchLimits
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
+from inferhub.media import MediaPool
 from inferhub.modalities import modalities
 from inferhub.pipeline import PipelineLimits, attempt_ring, build_pipeline
 from inferhub.pipeline.attempt import Attempt
 from inferhub.pipeline.cache import Cache, Semantic
 from inferhub.pipeline.dispatch import Dispatch
+from inferhub.pipeline.links import Keep, Links
 from inferhub.pipeline.media import Media, MediaLimits
 from inferhub.pipeline.meter import Meter
 from inferhub.pipeline.onion import build
@@ -36,6 +38,7 @@ def open_calls(
     *,
     accounting: Accounting,
     metrics: Metrics,
+    keep: Keep,
 ) -> Handler:
     """The pipeline; what it opens is closed by `stack`."""
     limiter = accounting.limiter
@@ -55,6 +58,7 @@ def open_calls(
         meter=Meter(accounting.ledger, desired.prices, limiter.settle),
         cache=_cache(settings, fleet, accounting, attempt_ring(router, fleet.directory, metrics, limits)),
         media=_media(stack, settings),
+        links=Links(keep),
         cost=cost,
     )
 
@@ -86,7 +90,9 @@ def _media(stack: AsyncExitStack, settings: Settings) -> Media:
     limits = FetchLimits(total_s=15.0, max_bytes=MediaLimits().file_bytes)
     fetcher = Fetcher(allow=settings.egress_allow, limits=limits)
     stack.push_async_callback(fetcher.close)
-    return Media(fetcher.get, allow=settings.egress_allow)
+    pool = MediaPool()
+    stack.push_async_callback(pool.close)
+    return Media(fetcher.get, pool.clean_image, allow=settings.egress_allow)
 
 
 def _pipeline_limits(settings: Settings) -> PipelineLimits:

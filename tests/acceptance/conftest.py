@@ -93,7 +93,7 @@ def cache_dir() -> Path:
     given = os.environ.get("INFERHUB_TEST_CACHE")
     folder = Path(given) if given else user_cache_path("inferhub", appauthor=False)
     weights = Weights(folder)
-    missing = [name for name in ("smollm2-135m", "minilm-l6-v2") if weights.state(name) is not State.PRESENT]
+    missing = [name for name in weights.defaults if weights.state(name) is not State.PRESENT]
     if missing:
         pytest.fail(f"{missing} are not in {folder}: run `inferhub models pull`", pytrace=False)
     return folder

@@ -149,6 +149,17 @@ async def test_contract_018_in_the_queue(talk: Talk, hub: Hub, stream: bool) -> 
     await engine_rests(hub)
 
 
+async def test_contract_018_after_a_large_body(talk: Talk, hub: Hub) -> None:
+    """A server that stops reading where much has come at once must read on, or it never sees the hang-up."""
+    padding = "x" * 1_000_000
+    for _ in range(3):
+        async with talk.opened(CHAT, chat_body(MODEL, STORY, padding=padding, **ENDLESS)) as call:
+            await reached(hub, MODEL, (1, 0))
+            call.connection.hang_up()
+            await reached(hub, MODEL, (0, 0))
+    await engine_rests(hub)
+
+
 async def test_contract_018_without_a_hang_up_the_slot_stays_taken(
     talk: Talk, hub: Hub, quiet_engine: float
 ) -> None:

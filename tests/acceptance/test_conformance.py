@@ -9,6 +9,7 @@ import pytest_asyncio
 
 from inferhub.testing.conformance import PAGE, Results, all_vendors, run
 from inferhub.testing.conformance_checks import CHECKS, Verdict
+from inferhub.testing.conformance_media import MEDIA_CHECKS
 from inferhub.testing.conformance_page import page
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(600)]
@@ -24,7 +25,7 @@ async def results(cache_dir: Path) -> Results:
 @pytest.mark.parametrize("vendor", all_vendors())
 async def test_nothing_is_lost_or_broken(results: Results, vendor: str) -> None:
     found = {key[1:]: judged for key, judged in results.items() if key[0] == vendor}
-    assert len(found) == sum(2 if check.streams else 1 for check in CHECKS)
+    assert len(found) == sum(2 if check.streams else 1 for check in (*CHECKS, *MEDIA_CHECKS))
     bad = {
         key: judged.why for key, judged in found.items() if judged.verdict in {Verdict.LOST, Verdict.BROKEN}
     }

@@ -286,7 +286,13 @@ async def test_contract_048_roles_names_and_parts(talk: Talk, model: str) -> Non
 
 
 PARTS: list[dict[str, Any]] = [
-    {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==", "detail": "low"}},
+    {
+        "type": "image_url",
+        "image_url": {
+            "url": "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==",
+            "detail": "low",
+        },
+    },
     {"type": "image_url", "image_url": {"url": "https://example.com/cat.png"}},
     {"type": "input_audio", "input_audio": {"data": "UklGRg==", "format": "wav"}},
     {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0=", "filename": "a.pdf"}},

@@ -16,7 +16,6 @@ import pytest_asyncio
 from google import genai
 from google.genai import types
 
-from inferhub.assembly import check_model
 from inferhub.backends import backend_class
 from inferhub.backends.base import Backend, check_options
 from inferhub.backends.remote import endpoint_base
@@ -36,6 +35,7 @@ from inferhub.core.errors import (
 )
 from inferhub.core.models import ModelSpec
 from inferhub.core.usage import Usage
+from inferhub.hosting import check_model
 from inferhub.settings.spec import load_spec
 from inferhub.testing.calls import make_call
 from inferhub.testing.strict_gemini import violations_of

@@ -14,7 +14,7 @@ import pytest_asyncio
 from platformdirs import user_cache_path
 
 from inferhub.backends import backend_class, backend_names
-from inferhub.backends.base import Backend
+from inferhub.backends.base import Backend, check_options
 from inferhub.core.models import Capability, ModelSpec
 from inferhub.gateway.dialects import dialects
 from inferhub.modalities import modalities
@@ -32,8 +32,16 @@ SPECS = {
     "gemini": ModelSpec("gemini", "gemini", slots=8),
     "llamacpp": ModelSpec("smollm2", "llamacpp", weights="smollm2-135m", slots=2),
     "onnx_embedding": ModelSpec("minilm", "onnx_embedding", weights="minilm-l6-v2"),
+    "hibari": ModelSpec("hibari", "hibari"),
+    "kokoro": ModelSpec("kokoro", "kokoro", weights="kokoro-82m"),
     "openai_compatible": ModelSpec("echo", "openai_compatible", options={"vendor": "inferhub"}),
+    "realesrgan": ModelSpec("realesrgan", "realesrgan", weights="realesrgan"),
+    "scene": ModelSpec("scene", "scene"),
+    "style_transfer": ModelSpec("style", "style_transfer"),
+    "whisper": ModelSpec("whisper", "whisper", weights="whisper-tiny.en"),
 }
+NEED_TORCH = {"diffusers", "transformers_vision"}
+"""`make test-slow` tries them, on tiny models made by their own tests."""
 CASES = [(check, modality) for check in CHECKS for modality in sorted(check.modalities)]
 
 
@@ -42,7 +50,10 @@ async def loaded(spec: ModelSpec) -> AsyncIterator[Backend]:
     kind = backend_class(spec.backend)
     # Where `make weights` put them; a missing file fails with that remedy.
     cache = Weights(user_cache_path("inferhub", appauthor=False))
-    backend = kind(spec, cache.resolve(spec.weights) if spec.weights else None)
+    options = dict(spec.options)
+    for option in kind.further_weights:
+        options[option] = str(cache.resolve(getattr(check_options(kind, spec), option)))
+    backend = kind(replace(spec, options=options), cache.resolve(spec.weights) if spec.weights else None)
     await backend.load()
     try:
         yield backend
@@ -99,6 +110,10 @@ ECHO_FEATURES = {
     "moderation": frozenset(),
     "rerank": frozenset(),
     "token_count": frozenset({"tools"}),
+    "vision": frozenset({"description", "question"}),
+    "transcription": frozenset({"stream", "translate", "diarize", "word_timestamps"}),
+    "speech": frozenset({"stream", "pitch", "gain"}),
+    "image": frozenset({"stream", "generate", "edit", "variation", "mask", "seed", "n"}),
 }
 
 
@@ -112,4 +127,4 @@ async def test_backend_declares_only_known_features(backend: Backend) -> None:
 
 
 async def test_every_backend_is_in_the_suite() -> None:
-    assert set(SPECS) == set(backend_names())
+    assert set(SPECS) == set(backend_names()) - NEED_TORCH

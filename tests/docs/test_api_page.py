@@ -14,7 +14,7 @@ from inferhub.testing.gateway import gateway_parts
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "reference" / "api.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| `((?:GET|POST|PUT|PATCH|DELETE) /\S*)` \| (\S+) \|", re.MULTILINE)
+ROW = re.compile(r"^\| `((?:GET|POST|PUT|PATCH|DELETE|WS) /\S*)` \| (\S+) \|", re.MULTILINE)
 HEADER = r"x-[a-z-]+|retry-after[a-z-]*|openai-[a-z-]+|idempotent-[a-z]+"
 
 
@@ -27,7 +27,7 @@ def needs(rule: Rule) -> str:
 def test_every_address_is_on_the_page_with_what_it_needs_and_none_is_made_up() -> None:
     told = dict(ROW.findall(PAGE))
     assert told == {address.replace(":path}", "}"): needs(rule) for address, rule in ACCESS.items()}
-    everywhere = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE) /\S*)`", PAGE))
+    everywhere = set(re.findall(r"`((?:GET|POST|PUT|PATCH|DELETE|WS) /\S*)`", PAGE))
     assert everywhere == set(told), "an address beside the table"
 
 
@@ -35,7 +35,9 @@ async def test_the_api_document_has_the_addresses_of_the_page(tmp_path: Path) ->
     async with gateway_parts(tmp_path) as parts:
         document = cold_app(parts).openapi()
     listed = {f"{verb.upper()} {path}" for path, verbs in document["paths"].items() for verb in verbs}
-    assert set(dict(ROW.findall(PAGE))) - listed == {"GET /docs", "GET /openapi.json", "GET /admin/usage"}
+    sockets = {address for address in ACCESS if address.startswith("WS ")}
+    beside = {"GET /docs", "GET /openapi.json", "GET /admin/usage"} | sockets
+    assert set(dict(ROW.findall(PAGE))) - listed == beside
     assert listed <= set(dict(ROW.findall(PAGE)))
 
 

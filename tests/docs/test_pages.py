@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from inferhub.assembly import check_model
 from inferhub.cli import app
+from inferhub.hosting import check_model
 from inferhub.settings.spec import load_spec
 
 ROOT = Path(__file__).parents[2]

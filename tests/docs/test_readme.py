@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from platformdirs import user_cache_path
 
-from inferhub.assembly import check_model
+from inferhub.hosting import check_model
 from inferhub.settings.spec import load_spec
 from inferhub.testing.servers import Process, environment, wait_for
 

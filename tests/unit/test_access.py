@@ -16,44 +16,56 @@ from starlette.routing import Mount, Route
 
 from inferhub.core.tenancy import ROLE_SCOPES, SCOPES, Role
 from inferhub.gateway.access import ACCESS, GuardedRoute, Rule
-from inferhub.gateway.app import cold_app
+from inferhub.gateway.app import GatewayParts, cold_app, socket_endpoints
 from inferhub.gateway.dialects import dialects
 from inferhub.modalities import modalities
+from inferhub.modalities.base import JSON
 from inferhub.testing.gateway import gateway_parts
 from inferhub.testing.parties import Party, create, make_key, make_party
+from inferhub.testing.raw_http import Answer, connect
 from inferhub.testing.servers import Hub, running_hub
 from inferhub.testing.talk import Talk
+from inferhub.wire.multipart import FormFile, encode_form
 
 SPEC = "models:\n  - {name: echo, backend: echo}\n  - {name: spare, backend: echo}\n"
 # Not FastAPI's, so that it can check nothing: each of them tells only what is in the documentation.
 PLAIN = {"GET /openapi.json"}
-BODIES: Mapping[str, Any] = {
-    "POST /v1/chat/completions": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
-    "POST /v1/completions": {"model": "echo", "prompt": "hi"},
-    "POST /v1/llm/chat": {"model": "echo", "message": "hi"},
-    "POST /infer": {"model": "echo", "input": "hi"},
-    "POST /v1/chat/completions/input_tokens": {
-        "model": "echo",
-        "messages": [{"role": "user", "content": "hi"}],
-    },
-    "POST /v1/messages": {
-        "model": "echo",
-        "max_tokens": 9,
-        "messages": [{"role": "user", "content": "hi"}],
-    },
-    "POST /v1/messages/count_tokens": {"model": "echo", "messages": [{"role": "user", "content": "hi"}]},
-    "POST /v1/responses": {"model": "echo", "input": "hi"},
-    "POST /v1/responses/input_tokens": {"model": "echo", "input": "hi"},
-    "POST /v1/embeddings": {"model": "echo", "input": "hi"},
-    "POST /v1/moderations": {"model": "echo", "input": "hi"},
-    "POST /v1/rerank": {"model": "echo", "query": "hi", "documents": ["hi"]},
+# Whoever has an address with a good signature may open it; without one there is nothing.
+SIGNED = "GET /v1/blobs/{tenant}/{file}"
+UPGRADE = {
+    "connection": "Upgrade",
+    "upgrade": "websocket",
+    "sec-websocket-version": "13",
+    "sec-websocket-key": "AAAAAAAAAAAAAAAAAAAAAA==",
 }
 
 
+def bodies() -> Mapping[str, tuple[Any, str]]:
+    """Address → a request that is right, and its content type."""
+    found: dict[str, tuple[Any, str]] = {"POST /infer": ({"model": "echo", "input": "hi"}, JSON)}
+    for dialect in dialects().values():
+        body: Any = {"model": "echo", **dialect.example}
+        kind = JSON
+        if any(field.required for field in dialect.files.values()):
+            fields = [(name, str(value)) for name, value in body.items()]
+            files = [FormFile(name, b"x", "image/png") for name, f in dialect.files.items() if f.required]
+            kind, body = encode_form(fields, files)
+        found[f"POST {dialect.path}"] = body, kind
+    return found
+
+
+BODIES = bodies()
+
+
 @pytest.fixture
-async def app(tmp_path: Path) -> AsyncIterator[FastAPI]:
-    async with gateway_parts(tmp_path) as parts:
-        yield cold_app(parts)
+async def parts(tmp_path: Path) -> AsyncIterator[GatewayParts]:
+    async with gateway_parts(tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def app(parts: GatewayParts) -> FastAPI:
+    return cold_app(parts)
 
 
 def every_route(routes: list[Any]) -> Iterator[Any]:
@@ -66,8 +78,9 @@ def addresses(route: Any) -> set[str]:
     return {f"{method} {route.path}" for method in route.methods if method != "HEAD"}
 
 
-async def test_every_route_has_a_row_and_every_row_a_route(app: FastAPI) -> None:
-    served = {f"POST {dialect.path}" for dialect in dialects().values()}
+async def test_every_route_has_a_row_and_every_row_a_route(parts: GatewayParts, app: FastAPI) -> None:
+    served = {"POST /infer", *(f"POST {dialect.path}" for dialect in dialects().values())}
+    served |= {f"WS {path}" for path in socket_endpoints(parts, lambda *_: None)}
     for route in every_route(app.routes):
         if isinstance(route, Mount):
             assert route.path == "/docs/assets"
@@ -175,15 +188,20 @@ async def test_without_a_key_every_guarded_address_is_401_whatever_is_sent(hub: 
     for address in GUARDED:
         method, path = filled(address, ids)
         for body in (b"", b"{", b'{"frobnicate": 1}'):
-            if method == "GET" and body:
+            if method in ("GET", "WS") and body:
                 continue
             for given in ("", "Bearer", "Bearer ih_nobody", "Basic aWhfOng=", f"bearer {'x' * 20_000}"):
-                answer = await nobody.ask(method, path, {"authorization": given}, body)
+                answer = await send(nobody, method, path, {"authorization": given}, body)
+                if method == "WS" and len(given) > 20_000:
+                    # Its parser is more easily full than the one of HTTP.
+                    assert (answer.status, answer.error["code"]) == (431, "invalid_http"), address
+                    continue
                 assert answer.status == 401, (address, given[:20], answer.body)
                 assert answer.head["www-authenticate"] == "Bearer"
-    for address in set(ACCESS) - set(GUARDED):
+    for address in set(ACCESS) - set(GUARDED) - {SIGNED}:
         method, path = filled(address, ids)
         assert (await nobody.ask(method, path)).status == 200, address
+    assert (await nobody.get("/v1/blobs/x/x")).status == 404
 
 
 async def test_every_role_reaches_what_its_scopes_say_and_nothing_else(hub: Hub) -> None:
@@ -247,10 +265,20 @@ async def test_another_tenants_object_is_not_found_in_every_verb_as_one_that_doe
 
 async def ask(talk: Talk, address: str, ids: Mapping[str, str]) -> Any:
     method, path = filled(address, ids)
-    body = BODIES.get(address, {} if method in ("POST", "PATCH") else b"")
+    body, kind = BODIES.get(address, ({} if method in ("POST", "PATCH") else b"", JSON))
     if address == "PUT /admin/v1/spec":
         body = b"models: nonsense"
-    return await talk.ask(method, path, {}, body)
+    return await send(talk, method, path, {"content-type": kind}, body)
+
+
+async def send(talk: Talk, method: str, path: str, headers: Mapping[str, str], body: Any) -> Answer:
+    """`WS` is the request to become a WebSocket; what is said there afterwards is nobody's business here."""
+    if method != "WS":
+        return await talk.ask(method, path, headers, body)
+    async with connect(talk.url) as connection:
+        await connection.send(talk.request("GET", path, {**headers, **UPGRADE}))
+        head = await connection.head()
+        return Answer(head, b"" if head.status == 101 else await connection.body(head))
 
 
 @pytest.mark.parametrize("noun", ["tenants", "projects"])

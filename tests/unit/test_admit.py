@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import msgspec
 import pytest
 
-from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Handler, Started
+from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Frame, Handler, Started
 from inferhub.core.errors import Forbidden, InferHubError, ModelNotFound, NoEndpoint, RateLimited
 from inferhub.core.quota import Quota, Unit, Window
 from inferhub.core.tenancy import Principal, Role
 from inferhub.core.usage import Usage
 from inferhub.modalities import modalities
 from inferhub.modalities.tokens import DEFAULT_OUTPUT_TOKENS
+from inferhub.modalities.transcription import Live, TranscriptDelta, TranscriptionRequest
 from inferhub.pipeline.admit import Admit
 from inferhub.pipeline.limiter import Limiter, QuotaBook
 from inferhub.pipeline.onion import build
@@ -318,3 +319,85 @@ async def test_the_other_chunks_pass_untouched() -> None:
     collected = Collector()
     await build([limits.ring], answers)(call_of(max_tokens=1), collected)
     assert _kinds(collected.chunks) == [Started, Delta, Finished]
+
+
+SECONDS = quota(Unit.AUDIO_SECONDS, 60, Window.DAY)
+
+
+async def _spoken(seconds: int) -> AsyncIterator[Frame]:
+    for _ in range(seconds):
+        yield Frame(bytes(32_000))
+
+
+def _hearing(limits: Limits) -> Handler:
+    """Says after each second how much it was, as an engine does, and is settled as the meter does it."""
+
+    async def inner(call: Call, emit: Emit) -> None:
+        assert call.incoming is not None
+        heard_s = 0
+        try:
+            await emit(Started("m", "w"))
+            async for _ in call.incoming:
+                heard_s += 1
+                await emit(Delta(TranscriptDelta("partial", text="word", duration_s=heard_s)))
+            await emit(Finished(Usage(audio_ms=heard_s * 1000)))
+        finally:
+            assert call.reservation is not None
+            await limits.limiter.settle(call.reservation, Usage(audio_ms=heard_s * 1000), 0)
+
+    return build([limits.ring], inner)
+
+
+def _listening(seconds: int, live: Live | None = None) -> Call:
+    call = make_call("transcription")
+    request = TranscriptionRequest(model="m", live=live or Live())
+    return replace(call, principal=CALLER, request=request, incoming=_spoken(seconds))
+
+
+@pytest.mark.parametrize("live", [Live(), Live(format="opus")], ids=["bytes tell", "only the engine tells"])
+async def test_a_live_call_ends_where_its_limit_does(live: Live) -> None:
+    limits = Limits(SECONDS, SLOTS)
+    collector = Collector()
+    with pytest.raises(RateLimited, match="audio"):
+        await _hearing(limits)(_listening(300, live), collector)
+    (end,) = [chunk for chunk in collector.chunks if isinstance(chunk, Finished)]
+    # What an engine tells, it has heard already.
+    most_s = 60 if live.format == "pcm16" else 61
+    assert 60_000 <= end.usage.audio_ms <= most_s * 1000
+    assert await limits.used() == [end.usage.audio_ms // 1000, 0]
+    assert limits.limiter.open == 0
+
+
+async def test_a_live_call_within_its_limit_is_settled_for_what_was_said() -> None:
+    limits = Limits(SECONDS, SLOTS)
+    await _hearing(limits)(_listening(45), Collector())
+    assert await limits.used() == [45, 0]
+    assert limits.limiter.open == 0
+
+
+async def test_two_live_calls_share_what_is_left() -> None:
+    limits = Limits(SECONDS)
+    calls = [_hearing(limits)(_listening(50), Collector()) for _ in range(2)]
+    await asyncio.gather(*calls, return_exceptions=True)
+    (used,) = await limits.used()
+    assert used <= 62
+    assert limits.limiter.open == 0
+
+
+async def test_a_live_call_that_is_cancelled_gives_back_what_it_held() -> None:
+    limits = Limits(SECONDS)
+    has_heard = asyncio.Event()
+
+    async def inner(call: Call, emit: Emit) -> None:
+        assert call.incoming is not None
+        for _ in range(40):
+            await anext(call.incoming)
+        has_heard.set()
+        await asyncio.Event().wait()
+
+    task = asyncio.create_task(build([limits.ring], inner)(_listening(50), Collector()))
+    await has_heard.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    assert await limits.used() == [0]
+    assert limits.limiter.open == 0

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Handler, Started
+from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Frame, Handler, Started
 from inferhub.core.errors import (
     BackendRefused,
     ContentFiltered,
@@ -712,3 +712,50 @@ async def test_an_alarm_that_rang_too_late_changes_nothing() -> None:
         watch.rest()
     assert asyncio.current_task() is not None
     await asyncio.sleep(0)
+
+
+# --- clients that go on talking ----------------------------------------------------------------
+
+
+async def talking(world: World, *, timeout_s: float = 30) -> list[Chunk]:
+    async def frames() -> AsyncIterator[Frame]:
+        yield Frame(b"said once")
+
+    emit = Collector()
+    await world.handler(replace(make_call("chat", "r", timeout_s=timeout_s), incoming=frames()), emit)
+    return emit.chunks
+
+
+async def test_who_listens_may_be_silent_for_as_long_as_the_client_is() -> None:
+    async def listening(call: Call, emit: Emit) -> None:
+        await asyncio.sleep(0.15)
+        await emit(word("hm"))
+        await asyncio.sleep(0.15)
+        await emit(STOP)
+        await emit(END)
+
+    patient = replace(alias("r", "m"), patience=Patience(first_token_timeout_s=0.05, idle_timeout_s=0.05))
+    for route in (alias("r", "m"), patient):
+        assert text(await talking(World({"m": listening}, limits=SHORT).route(route))) == "hm"
+
+
+async def test_the_end_of_the_session_ends_the_call_all_the_same() -> None:
+    with pytest.raises(DeadlineExceeded):
+        await talking(World({"m": saying(word("hm"), ...)}).route(alias("r", "m")), timeout_s=0.1)
+
+
+@pytest.mark.parametrize("error", [EndpointLost(), Overloaded(), NoEndpoint(), UpstreamFailed()])
+async def test_what_was_said_to_one_is_never_asked_of_another(error: InferHubError) -> None:
+    world = World({"a": saying(error), "b": saying(*GOOD)}).route(FALLBACK)
+    with pytest.raises(type(error)):
+        await talking(world)
+    assert world.names == ["a"]
+    world.check_idle()
+
+
+async def test_nobody_listens_beside_another() -> None:
+    slow = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.15, slow.set)
+    world = World({"a": saying(slow, *GOOD), "b": saying(*GOOD)}).route(HEDGED)
+    await talking(world)
+    assert world.names == ["a"]

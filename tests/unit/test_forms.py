@@ -137,3 +137,18 @@ async def test_too_much_is_refused_while_it_comes() -> None:
 async def test_a_boundary_that_cannot_be_used_is_refused(content_type: str) -> None:
     with pytest.raises(InferHubError):
         await read(form_of(part("model", "m")), **{"content-type": content_type})
+
+
+@pytest.mark.parametrize("name", ["__class__", "__init__", "__struct_config__", "__doc__"])
+async def test_a_field_named_like_something_of_python_is_only_a_text(name: str) -> None:
+    form = await read(form_of(part(name, "x"), part("file", sound(), "a.wav")))
+    _, unknown, body = parse_form(TRANSCRIPTION, form)
+    assert unknown == (name,)
+    assert msgspec.json.decode(body) == {name: "x"}
+
+
+@pytest.mark.parametrize("end", ["", "1" + "}" * 100_000])
+async def test_an_object_that_nests_deeply_is_refused(end: str) -> None:
+    form = await read(form_of(part("live", '{"a":' * 100_000 + end), part("file", sound(), "a.wav")))
+    with pytest.raises(Invalid, match="deeper"):
+        parse_form(TRANSCRIPTION, form)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inferhub.assembly import check_model
 from inferhub.core.errors import SetupError
 from inferhub.core.traffic import TRANSIENT, Cause
+from inferhub.hosting import check_model
 from inferhub.settings.litellm import Imported, import_litellm
 from inferhub.settings.spec import Spec, load_spec
 from inferhub.testing.servers import run_command

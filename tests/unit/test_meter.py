@@ -30,6 +30,7 @@ from inferhub.core.usage import LostEvent, Price, Usage, UsageEvent
 from inferhub.modalities.chat import ChatDelta
 from inferhub.modalities.chat.deltas import FunctionDelta, ToolCallDelta
 from inferhub.modalities.embedding import EmbeddingDelta
+from inferhub.modalities.speech import SpeechDelta, SpeechRequest
 from inferhub.modalities.token_count import TokenCount
 from inferhub.pipeline.deadline import Deadline
 from inferhub.pipeline.meter import Meter, input_tokens
@@ -335,6 +336,23 @@ async def test_a_kind_without_tokens_is_not_billed_by_the_delta(bench: Bench) ->
     event, _ = await bench.run(saying(START, vector, vector, then=EndpointLost()), make_call("embedding"))
     assert (event.source, event.output_tokens, event.modality) == ("estimated", 0, "embedding")
     assert event.input_tokens > 0
+
+
+@pytest.mark.parametrize(
+    ("told", "billed"), [(7, 14), (0, 20)], ids=["as far as it was spoken", "all where nobody says how far"]
+)
+async def test_a_hang_up_in_the_middle_of_a_speech_is_not_free(bench: Bench, told: int, billed: int) -> None:
+    call = make_call("speech")
+    call = replace(call, request=SpeechRequest(input="t" * 20))
+    piece = Delta(SpeechDelta(b"sound", 500, told))
+    event, _ = await bench.run(saying(START, piece, piece, then=EndpointLost()), call)
+    assert (event.characters, event.audio_ms, event.source) == (billed, 1000, "estimated")
+    assert event.total_tokens == event.input_tokens == 0
+
+
+async def test_a_speech_that_never_began_is_not_billed(bench: Bench) -> None:
+    event, _ = await bench.run(saying(START, then=EndpointLost()), make_call("speech"))
+    assert (event.characters, event.audio_ms) == (0, 0)
 
 
 async def test_a_full_ledger_refuses_before_anything_is_asked(bench: Bench, tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from inferhub.gateway.dialects import dialects
 from inferhub.gateway.dialects.base import Dialect
 from inferhub.gateway.health import health_router
 from inferhub.gateway.openapi import add_docs
+from inferhub.gateway.payload import FORM
 from inferhub.gateway.problems import form_at
+from inferhub.modalities.base import JSON
 
 
 @pytest.fixture
@@ -40,11 +42,20 @@ def test_every_dialect_is_described_with_a_valid_example_and_its_errors(
     dialect: Dialect,
 ) -> None:
     operation = document["paths"][dialect.path]["post"]
-    body = operation["requestBody"]["content"]["application/json"]
-    schema = {**body["schema"], "components": document["components"]}
-    Draft202012Validator(schema).validate(body["example"])
+    bodies = operation["requestBody"]["content"]
+    assert (FORM in bodies) == bool(dialect.files)
+    needed = {
+        name: "bytes" if field.most == 1 else ["bytes"]
+        for name, field in dialect.files.items()
+        if field.required
+    }
+    # A file that has to be there can only come in a form, which is described without an example.
+    assert (JSON in bodies) == (not needed)
+    example = bodies[JSON]["example"] if not needed else {"model": "MODEL", **dialect.example}
+    schema = {**bodies[FORM if needed else JSON]["schema"], "components": document["components"]}
+    Draft202012Validator(schema).validate(example | needed)
     # The server reads the example too, and finds nothing to refuse.
-    dialect.check(msgspec.convert(body["example"], dialect.request))
+    dialect.check(msgspec.convert(example, dialect.request))
     overloaded = "529" if dialect.path.startswith("/v1/messages") else "503"
     assert {"200", "400", "401", "404", "413", "429", overloaded} <= set(operation["responses"])
     assert "422" not in operation["responses"]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inferhub.core.errors import Invalid, Unsupported
-from inferhub.gateway.payload import check_depth, parse_request
+from inferhub.gateway.payload import check_depth, parse_request, read_object
 from inferhub.modalities import modalities
 
 CHAT = modalities()["chat"]
@@ -272,3 +272,14 @@ def test_what_the_others_refuse_names_the_parameter(
     with pytest.raises(Invalid) as refused:
         parse_request(record, body, 64)
     assert (refused.value.http, refused.value.param) == (400, param)
+
+
+@pytest.mark.parametrize("body", [b'{"a":"\\ud800"}', b'{"\\uDFFF":1}', b'{"a":"\\udc00\\ud800"}'])
+def test_half_of_a_surrogate_pair_is_refused_before_anything_repeats_it(body: bytes) -> None:
+    with pytest.raises(Invalid, match="not valid JSON"):
+        read_object(body, 64)
+
+
+def test_whole_pairs_and_what_only_looks_like_one_are_read() -> None:
+    assert read_object(b'{"a":"\\ud83d\\ude00"}', 64) == {"a": "\U0001f600"}
+    assert read_object(b'{"a":"\\\\ud800"}', 64) == {"a": "\\ud800"}

@@ -28,6 +28,7 @@ from inferhub.core.serving import Endpoint
 from inferhub.core.traffic import Patience, alias
 from inferhub.core.usage import Usage, UsageEvent
 from inferhub.egress import Fetched
+from inferhub.media import MediaPool
 from inferhub.modalities.chat import ChatDelta
 from inferhub.pipeline import PipelineLimits, build_pipeline
 from inferhub.pipeline.admit import Admit
@@ -36,6 +37,7 @@ from inferhub.pipeline.deadline import Deadline
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.dispatch import Dispatch
 from inferhub.pipeline.limiter import Limiter, QuotaBook
+from inferhub.pipeline.links import Links
 from inferhub.pipeline.media import Media
 from inferhub.pipeline.meter import Meter
 from inferhub.pipeline.onion import build
@@ -253,6 +255,10 @@ async def test_a_bug_becomes_an_internal_error_without_details() -> None:
     assert "secret" not in caught.value.message
 
 
+async def _no_keep(tenant: str, data: bytes, ending: str) -> str:
+    raise AssertionError(ending)
+
+
 async def _no_fetch(url: str) -> Fetched:
     raise AssertionError(url)
 
@@ -275,7 +281,8 @@ class Whole:
             limiter=self.limiter,
             meter=Meter(self.spool, PriceBook, self.limiter.settle),
             cache=Cache(TieredAnswers(MemoryAnswers(2**20), None), known, ttl_s=60),
-            media=Media(_no_fetch),
+            media=Media(_no_fetch, MediaPool().clean_image),
+            links=Links(_no_keep),
             cost=lambda *_: 0,
         )
 

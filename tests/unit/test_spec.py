@@ -250,10 +250,21 @@ def test_no_text_breaks_the_loader(text: str) -> None:
 
 
 def test_default_spec() -> None:
-    assert [(m.name, m.backend, m.weights) for m in default_spec().models] == [
+    spec = default_spec()
+    assert [(m.name, m.backend, m.weights) for m in spec.models] == [
         ("smollm2-135m", "llamacpp", "smollm2-135m"),
         ("minilm-l6-v2", "onnx_embedding", "minilm-l6-v2"),
+        ("whisper-base", "whisper", "whisper-base"),
+        ("whisper-tiny.en", "whisper", "whisper-tiny.en"),
+        ("kokoro", "kokoro", "kokoro-82m"),
+        ("hibari", "hibari", None),
+        ("scene", "scene", None),
+        ("style", "style_transfer", None),
+        ("realesrgan", "realesrgan", "realesrgan"),
     ]
+    aliases = {route.name: route.targets[0].model for route in spec.routes}
+    assert aliases["whisper-1"] == "whisper-base"
+    assert aliases["tts-1"] == aliases["gpt-4o-mini-tts"] == "kokoro"
 
 
 @pytest.mark.parametrize(

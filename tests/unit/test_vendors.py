@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 import msgspec
 import pytest
 
-from inferhub.assembly import check_model
 from inferhub.backends import backend_names
 from inferhub.backends.base import check_options
 from inferhub.backends.openai_compatible import OpenAICompatible, OpenAICompatibleOptions
@@ -16,6 +15,7 @@ from inferhub.backends.openai_compatible.options import addresses, facts
 from inferhub.backends.vendors import Vendor, read_row, vendor, vendors
 from inferhub.core.errors import SetupError
 from inferhub.core.models import ModelSpec
+from inferhub.hosting import check_model
 from inferhub.settings.spec import load_spec
 
 NAMES = [

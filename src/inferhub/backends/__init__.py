@@ -14,7 +14,19 @@ if TYPE_CHECKING:
     from inferhub.backends.base import Backend
 
 # Helpers of this package that are not backends.
-_SHARED = {"base", "credentials", "http", "remote", "sender", "vendors"}
+_SHARED = {
+    "base",
+    "credentials",
+    "echo_media",
+    "finishing",
+    "gemini_media",
+    "http",
+    "pictures",
+    "remote",
+    "sender",
+    "speaking",
+    "vendors",
+}
 
 
 @cache

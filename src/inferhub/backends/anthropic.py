@@ -64,6 +64,7 @@ class Anthropic(Backend):
     Options = AnthropicOptions
     remote = True
     default_slots = 256
+    may_offer = frozenset({"chat", "token_count"})
 
     capabilities: tuple[Capability, ...] = ()
 

@@ -14,7 +14,7 @@ import msgspec
 
 from inferhub.core.call import Call, Delta, Finished
 from inferhub.core.errors import SetupError
-from inferhub.core.models import Capability, ModelSpec
+from inferhub.core.models import Capability, Load, ModelSpec
 
 
 class NoOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -35,6 +35,13 @@ class Backend(ABC):
     remote: ClassVar[bool] = False
     """True when the model lives elsewhere: no device, no weights, served beside the gateway."""
     needs_weights: ClassVar[bool] = False
+    may_offer: ClassVar[frozenset[str] | None] = None
+    """Modalities that its models have at most, where `offers` cannot say; None where that is not known."""
+    further_weights: ClassVar[tuple[str, ...]] = ()
+    """Options that name more weights, by the index's name or by path. Before `__init__` the host puts the
+    resolved path in the place of each, also where `Options` has it as a default; `""` stays."""
+    default_load: ClassVar[Load] = "start"
+    """When the model is loaded where the spec does not say; `demand` needs `offers`."""
     default_slots: ClassVar[int] = 4
     """Where the operator names no number: what two cores can do, or what an upstream is expected to take."""
 

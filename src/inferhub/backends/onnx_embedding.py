@@ -53,6 +53,7 @@ class OnnxEmbedding(Backend):
 
     Options = OnnxEmbeddingOptions
     needs_weights = True
+    may_offer = frozenset({"embedding", "rerank"})
 
     capabilities: tuple[Capability, ...] = ()
 

@@ -38,7 +38,7 @@ async def examine(flags: Mapping[str, Any], url: str | None, key: str | None) ->
     findings += [finding async for finding in _catalog_and_spec(loaded)]
     findings += await stores(loaded.settings)
     findings += _engines()
-    findings += _devices()
+    findings += _devices(loaded.settings)
     findings += _disk(loaded)
     findings += _descriptors(loaded)
     findings += _ports(loaded, holder=await _version_at(local_address(loaded.settings)))
@@ -121,9 +121,10 @@ def _spec(loaded: Loaded, stored: str | None, source: str) -> list[Finding]:
 
 def _models(loaded: Loaded, spec: Spec) -> list[Finding]:
     """Weights of the spec by every byte, and whether its devices are there."""
-    from inferhub.assembly import open_weights
     from inferhub.backends import backend_class
+    from inferhub.hosting import open_weights
     from inferhub.telemetry.resources import choose_device
+    from inferhub.worker.host import load_of
 
     weights = open_weights(loaded.settings)
     findings = []
@@ -133,8 +134,10 @@ def _models(loaded: Loaded, spec: Spec) -> list[Finding]:
             if model.weights in weights.names:
                 weights.verify(model.weights)
             path = weights.resolve(model.weights) if model.weights else model.backend
-            is_remote = backend_class(model.backend).remote
-            where = "remote" if is_remote else f"on {choose_device(model.device)}"
+            backend = backend_class(model.backend)
+            where = "remote" if backend.remote else f"on {choose_device(model.device)}"
+            if load_of(backend, model) == "demand":
+                where += ", loaded on demand"
         except InferHubError as error:
             findings.append(bad(name, error))
         else:
@@ -160,7 +163,8 @@ def _engines() -> list[Finding]:
     return [Finding("backends", "ok", f"{', '.join(usable)}; modalities: {kinds}"), *findings]
 
 
-def _devices() -> list[Finding]:
+def _devices(settings: Settings) -> list[Finding]:
+    from inferhub.hosting import memory_budget_bytes
     from inferhub.telemetry.resources import cuda_problem, devices
 
     found = [
@@ -172,7 +176,9 @@ def _devices() -> list[Finding]:
         )
         for device in devices()
     ]
-    if len(found) == 1 and (reason := cuda_problem()):
+    budget = megabytes(memory_budget_bytes(settings))
+    found.append(Finding("memory budget", "ok", f"{budget} for models; `memory_budget_bytes` changes it"))
+    if len(found) == 2 and (reason := cuda_problem()):
         found.append(Finding("CUDA", "note", f"no device: {reason}", "Only needed to use an NVIDIA GPU."))
     return found
 

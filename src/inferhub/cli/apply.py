@@ -75,7 +75,7 @@ def apply(
 
 def check(loaded: Loaded, text: str, source: str) -> Spec:
     """The spec as this machine would load it. Raises `SetupError` naming every problem."""
-    from inferhub.assembly import check_model
+    from inferhub.hosting import check_model
     from inferhub.settings.spec import load_spec
 
     return load_spec(text, env=loaded.environment, source=source, check_model=check_model)

@@ -12,7 +12,8 @@ import typer
 from inferhub.cli._bar import progress
 from inferhub.cli._context import connect
 from inferhub.cli._files import once, output, read_bytes, write_pieces
-from inferhub.cli._flags import Key, Url, new_app
+from inferhub.cli._flags import Json, Key, Url, new_app
+from inferhub.cli._output import print_json
 from inferhub.core.errors import SetupError
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def draw(
     force: Annotated[bool, typer.Option("--force", help="Write over files that are there.")] = False,
     url: Url = None,
     key: Key = None,
+    json: Json = False,
 ) -> None:
     """Paint a picture, or make one of another."""
     from inferhub.client.pictures import File
@@ -84,7 +86,15 @@ def draw(
         steps=steps,
     )
     given = [File(read_bytes(path), path.name) for path in image or ()]
-    asyncio.run(_draw(request, given, targets, url, key))
+    pictures = asyncio.run(_draw(request, given, targets, url, key))
+    found = [
+        (target, len(data)) for target, data in zip(targets, pictures, strict=False) if target is not None
+    ]
+    if json:
+        return print_json([{"file": str(target), "bytes": count} for target, count in found])
+    for target, count in found:
+        print(f"{target}: {count:,} bytes", file=sys.stderr)
+    return None
 
 
 def _numbered(target: Path | None, n: int, *, force: bool) -> list[Path | None]:
@@ -99,7 +109,7 @@ def _numbered(target: Path | None, n: int, *, force: bool) -> list[Path | None]:
 
 async def _draw(
     request: ImageRequest, given: list[File], targets: list[Path | None], url: str | None, key: str | None
-) -> None:
+) -> list[bytes]:
     async with connect(url, key) as client:
         with progress("Painting"):
             if given:
@@ -108,5 +118,4 @@ async def _draw(
                 pictures = await client.pictures.make(request)
     for target, picture in zip(targets, pictures, strict=False):
         await write_pieces(target, once(picture))
-        if target is not None:
-            print(f"{target}: {len(picture):,} bytes", file=sys.stderr)
+    return pictures

@@ -35,7 +35,16 @@ def list_weights(*, json: Json = False, flags: Mapping[str, Any]) -> None:
     if json:
         print_json([_card(status) for status in listing])
         return
-    rows = [(s.name, megabytes(s.size_bytes), s.state.value, s.licence, s.about) for s in listing]
+    rows = [
+        (
+            s.name,
+            megabytes(s.size_bytes),
+            "shipped" if s.shipped and s.state.value == "present" else s.state.value,
+            s.licence,
+            s.about,
+        )
+        for s in listing
+    ]
     print(table(("NAME", "SIZE", "STATE", "LICENCE", "ABOUT"), rows))
 
 
@@ -50,14 +59,14 @@ Examples:
 def pull(names: Names = None, *, json: Json = False, flags: Mapping[str, Any]) -> None:
     """Fetch weights that are not here, and replace damaged ones.
 
-    Without a name, those of the built-in models. Ctrl-C is safe: the next pull goes on where this one
+    Without a name, all that the built-in models use. Ctrl-C is safe: the next pull goes on where this one
     stopped.
     """
     from inferhub.cli._progress import progress_of_pull
 
     loaded = load(flags)
     weights = _weights(flags)
-    wanted = names or _of_built_in_models()
+    wanted = names or weights.defaults
     try:
         with progress_of_pull(loaded.settings.color, silent=json) as on_progress:
             asyncio.run(weights.pull(wanted, on_progress))
@@ -99,13 +108,20 @@ def served(url: Url = None, key: Key = None, json: Json = False) -> None:
         (
             card.id,
             ", ".join(card.modalities) or "-",
-            "ready" if card.inferhub.get("ready") else "not ready",
+            _state(card.inferhub),
+            megabytes(size) if (size := card.inferhub.get("memory_bytes")) else "-",
             str(card.inferhub.get("device", "-")),
             str(card.inferhub.get("backend", "-")),
         )
         for card in cards
     ]
-    print(table(("MODEL", "FOR", "STATE", "DEVICE", "BACKEND"), rows))
+    print(table(("MODEL", "FOR", "STATE", "MEMORY", "DEVICE", "BACKEND"), rows))
+
+
+def _state(detail: Mapping[str, Any]) -> str:
+    if not detail.get("ready"):
+        return "not ready"
+    return "ready" if detail.get("loaded", True) else "on demand"
 
 
 async def _served(url: str | None, key: str | None) -> list[ModelCard]:
@@ -120,12 +136,6 @@ def _weights(flags: Mapping[str, Any]) -> Weights:
     return Weights(settings.cache_dir, settings.weights_mirror)
 
 
-def _of_built_in_models() -> list[str]:
-    from inferhub.settings.spec import default_spec
-
-    return [model.weights for model in default_spec().models if model.weights]
-
-
 def _card(status: WeightsStatus) -> dict[str, Any]:
     return {
         "name": status.name,
@@ -134,5 +144,6 @@ def _card(status: WeightsStatus) -> dict[str, Any]:
         "path": str(status.path),
         "files": [{"name": f.name, "sha256": f.sha256, "size_bytes": f.size_bytes} for f in status.files],
         "licence": status.licence,
+        "shipped": status.shipped,
         "about": status.about,
     }

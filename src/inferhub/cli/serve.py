@@ -22,6 +22,7 @@ Examples:
   inferhub serve
   inferhub serve --port 9000 --log-format text
   inferhub serve --model ./Qwen2.5-0.5B-Instruct.gguf
+  inferhub serve --modalities chat,asr,tts
   inferhub serve --spec hub.yaml --json
 \b
 Every flag is also a line of inferhub.toml (port = 9000) and a variable (INFERHUB_PORT=9000)."""

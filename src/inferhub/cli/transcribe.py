@@ -14,7 +14,7 @@ from inferhub.cli._bar import progress
 from inferhub.cli._context import connect
 from inferhub.cli._errors import printable
 from inferhub.cli._files import once, output, read_bytes, write_pieces
-from inferhub.cli._flags import Key, Url, new_app
+from inferhub.cli._flags import Json, Key, Url, new_app
 from inferhub.core.errors import SetupError, UpstreamFailed
 
 if TYPE_CHECKING:
@@ -66,10 +66,11 @@ def transcribe(
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
     url: Url = None,
     key: Key = None,
+    json: Json = False,
 ) -> None:
     """Turn speech into text.
 
-    Text appears as it is recognised.
+    Text appears as it is recognised. --json is short for --format verbose_json.
     """
     if mic == (file is not None):
         raise SetupError("Give either a recording or --mic.", param="file")
@@ -79,7 +80,7 @@ def transcribe(
         model=model,
         language=language,
         prompt=prompt,
-        response_format=form.value,
+        response_format="verbose_json" if json else form.value,
         task="translate" if translate else "transcribe",
         diarize=True if speakers else None,
         num_speakers=speakers,

@@ -16,6 +16,7 @@ app = new_app()
 _SETTINGS = (
     "config", "worker_listen", "worker_id", "worker_token_file", "metrics_host", "metrics_port", "cache_dir",
     "weights_mirror", "spec_file", "log_level", "log_format", "color", "drain_grace_s", "load_timeout_s",
+    "modalities", "memory_budget_bytes",
 )  # fmt: skip
 
 
@@ -25,6 +26,7 @@ Examples:
   inferhub worker
   inferhub worker --listen 0.0.0.0:50051 --worker-token-file token
   inferhub worker --model ./model.gguf
+  inferhub worker --modalities asr,tts
 \b
 Then, where clients come in: inferhub gateway --worker THIS_HOST:50051"""
 )

@@ -50,6 +50,9 @@ ACCESS: Mapping[str, Rule] = {
     "POST /v1/chat/completions": Rule("inference:chat"),
     "POST /v1/llm/chat": Rule("inference:chat"),
     "POST /infer": Rule("inference:chat"),  # or that of another task, which only the body names
+    "POST /v1/audio/transcriptions": Rule("inference:transcription"),
+    "POST /v1/audio/translations": Rule("inference:transcription"),
+    "POST /v1/asr/transcribe": Rule("inference:transcription"),
     "POST /v1/audio/speech": Rule("inference:speech"),
     "POST /v1/tts/synthesize": Rule("inference:speech"),
     "GET /v1/audio/voices": Rule("models:read"),
@@ -60,12 +63,21 @@ ACCESS: Mapping[str, Rule] = {
     "POST /v1/embeddings": Rule("inference:embedding"),
     "POST /v1/moderations": Rule("inference:moderation"),
     "POST /v1/rerank": Rule("inference:rerank"),
+    "POST /v1/vision/analyze": Rule("inference:vision"),
     "POST /v1/responses": Rule("inference:chat"),
     "POST /v1/responses/input_tokens": Rule("inference:token_count"),
     "GET /v1/responses/{response_id}": Rule("inference:chat"),
     "POST /v1/responses/{response_id}/cancel": Rule("inference:chat"),
     "GET /v1/responses/{response_id}/input_items": Rule("inference:chat"),
     "DELETE /v1/responses/{response_id}": Rule("inference:chat"),
+    "POST /v1/images/generations": Rule("inference:image"),
+    "POST /v1/images/edits": Rule("inference:image"),
+    "POST /v1/images/variations": Rule("inference:image"),
+    "GET /v1/blobs/{tenant}/{file}": _PUBLIC,  # whoever has an address with a good signature
+    "WS /ws/asr": Rule("inference:transcription"),
+    "WS /ws/llm": Rule("inference:chat"),
+    "WS /v1/realtime": Rule("inference:transcription"),
+    "POST /v1/realtime/client_secrets": Rule("inference:transcription"),
     "GET /v1/models": Rule("models:read"),
     "GET /v1/models/{model:path}": Rule("models:read"),
     # --- the platform -----------------------------------------------------------------------------
@@ -103,7 +115,14 @@ ACCESS: Mapping[str, Rule] = {
     "GET /admin/v1/prices": _USAGE,
     "POST /admin/v1/reconciliation": _PLATFORM,
 }
-"""`METHOD PATH`, the path as the route declares it; HEAD goes with GET."""
+"""`METHOD PATH`, the path as the route declares it; HEAD goes with GET, and `WS` is a WebSocket."""
+
+
+def rule_of(method: str, path: str) -> Rule:
+    rule = ACCESS.get(f"{method} {path}")
+    if rule is None:
+        raise InternalError(f"{method} {path} has no row in the access table.")
+    return rule
 
 
 async def authorise(request: Request) -> None:
@@ -111,9 +130,7 @@ async def authorise(request: Request) -> None:
     # The route that matched, never the address as the client wrote it.
     path: str = request.scope["route"].path
     method = "GET" if request.method == "HEAD" else request.method
-    rule = ACCESS.get(f"{method} {path}")
-    if rule is None:
-        raise InternalError(f"{method} {path} has no row in the access table.")
+    rule = rule_of(method, path)
     if rule.scope is not None:
         identity: Identity = request.app.state.identity
         principal = await identity.principal(dict(request.scope["headers"]))

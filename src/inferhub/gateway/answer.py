@@ -135,7 +135,7 @@ async def _unary(call: Call, wanted: Wanted, handler: Handler, exchange: Exchang
             finished = chunk
 
     try:
-        async with _CancelOnDisconnect(exchange.connection):
+        async with CancelOnDisconnect(exchange.connection):
             await handler(call, emit)
         if started is None or finished is None:
             raise InternalError("The pipeline ended without an answer.")
@@ -179,7 +179,7 @@ class _Stream:
             # Neither a comment nor an early head can be told from the bytes of a sound.
             if self._content_type == EVENT_STREAM:
                 self._arm(limits.head_hold_s)
-            async with _CancelOnDisconnect(self._exchange.connection):
+            async with CancelOnDisconnect(self._exchange.connection):
                 await self._handler(self._call, self._emit)
             end = self._finished
             if end is None:
@@ -267,13 +267,16 @@ def _stopping() -> Draining:
 def _started_headers(started: Started) -> Headers:
     headers = [
         (b"x-inferhub-model", started.model.encode("latin-1", "replace")),
-        (b"x-inferhub-upstream", started.endpoint.encode("latin-1", "replace")),
         (b"x-inferhub-attempts", str(started.attempt).encode()),
     ]
+    if started.endpoint:
+        headers.append((b"x-inferhub-upstream", started.endpoint.encode("latin-1", "replace")))
     if started.cache:
         headers.append((b"x-inferhub-cache", started.cache.encode()))
     if started.ignored_params:
         headers.append((b"x-inferhub-ignored-params", _listed(started.ignored_params)))
+    if started.described_by:
+        headers.append((b"x-inferhub-described-by", started.described_by.encode("latin-1", "replace")))
     headers += trail_headers(started.trail)
     headers += ratelimit_headers(started.readings)
     return headers
@@ -285,7 +288,7 @@ def _listed(names: tuple[str, ...]) -> bytes:
     return ",".join(plain[:20]).encode() or b"(unprintable)"
 
 
-class _CancelOnDisconnect:
+class CancelOnDisconnect:
     """Cancels the current task when the client hangs up, and turns that into `ClientGone`."""
 
     def __init__(self, connection: Connection) -> None:

@@ -5,6 +5,7 @@ Called by `surface` for dialects with files. Keeps nothing on disk; what a file 
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
@@ -17,7 +18,7 @@ from python_multipart.multipart import parse_options_header
 from inferhub.core.call import Media
 from inferhub.core.errors import Invalid, TooLarge
 from inferhub.gateway.limits import GatewayLimits
-from inferhub.gateway.payload import FORM, Receive, Shape, body_pieces, check_unknown, explain
+from inferhub.gateway.payload import FORM, Receive, Shape, body_pieces, check_depth, check_unknown, explain
 from inferhub.media import sniff
 from inferhub.modalities.base import FileField
 
@@ -25,9 +26,14 @@ MAX_PARTS = 128
 MAX_FIELDS_BYTES = 1024 * 1024
 """All fields that are no files, and all heads, together."""
 _MAX_NAME_CHARS = 128
+_MAX_OBJECT_DEPTH = 16
+"""Of a field that is an object itself."""
 _HARMFUL = re.compile(r"[^A-Za-z0-9._ -]")
 _CONTAINERS = frozenset({"video/mp4", "video/webm"})
 """That hold sound as well; which, only a decoder can tell."""
+
+# Its line for each broken form says no more than our answer, and is as long as clients like it often.
+logging.getLogger("python_multipart").setLevel(logging.CRITICAL)
 
 
 class FormShape(Shape, Protocol):
@@ -156,7 +162,8 @@ def parse_form(shape: FormShape, form: Form) -> tuple[Any, tuple[str, ...], byte
     except msgspec.ValidationError as error:
         raise explain(error, tree) from error
     shape.check(request)
-    sent = {name: getattr(request, name, value) for name, value in tree.items()}
+    # Of the struct only what it declares: a client may call a field `__class__`.
+    sent = {name: getattr(request, name) if name in known else value for name, value in tree.items()}
     return request, unknown, msgspec.json.encode(sent)
 
 
@@ -189,6 +196,7 @@ def _takes(kind: msgspec.inspect.Type | None, *wanted: type[msgspec.inspect.Type
 
 
 def _object(name: str, text: str) -> Any:
+    check_depth(text.encode(), _MAX_OBJECT_DEPTH)
     try:
         return msgspec.json.decode(text)
     except msgspec.DecodeError as error:

@@ -16,6 +16,8 @@ from inferhub.stores.catalog.keys import PREFIX, principal_of
 class Keys(Protocol):
     def find(self, presented: str) -> ApiKey | None: ...
 
+    def knows(self, key_id: str) -> bool: ...
+
 
 class Tokens(Protocol):
     async def principal(self, token: str) -> Principal: ...
@@ -42,6 +44,11 @@ class Identity:
             raise Unauthenticated(f"Unknown, expired or revoked API key{shown}.")
         self._used_at[key.id] = int(time.time())
         return principal_of(key)
+
+    def check_key(self, key_id: str) -> None:
+        """Raises `Unauthenticated` for a key that is not valid any more. Ids of people pass."""
+        if key_id.startswith(PREFIX) and not self._keys.knows(key_id):
+            raise Unauthenticated("The API key that this one was made with is not valid any more.")
 
     def take_uses(self) -> dict[str, int]:
         """Key id → Unix seconds of its last use since the last time this was asked."""

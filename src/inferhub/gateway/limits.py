@@ -23,3 +23,9 @@ class GatewayLimits:
     """How long a stream's headers wait for the first token, so that early errors keep their status."""
     ping_interval_s: float = 10.0
     """Between `: ping` comments while a stream is silent."""
+    max_sockets: int = 1024
+    max_socket_message_bytes: int = 16 * 1024 * 1024
+    socket_idle_timeout_s: float = 300.0
+    """For a client that says nothing, and waits for nothing."""
+    socket_ping_interval_s: float = 20.0
+    session_timeout_s: float = 1800.0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter
 
 from inferhub.core.clock import unix_s
+from inferhub.core.models import ModelStatus
 from inferhub.core.traffic import Route
 from inferhub.gateway.access import Caller, GuardedRoute
 from inferhub.pipeline.admit import check_model
@@ -54,6 +55,7 @@ def describe(name: str, snapshot: Directory, may_call: Callable[[str], bool]) ->
         status = endpoints[0].model
         if next(model for model in models if snapshot.endpoints.get(model)) in shown:
             detail |= {"backend": status.spec.backend, "device": status.device}
+            detail |= memory_card([endpoint.model for endpoint in endpoints])
         detail["capabilities"] = [
             {
                 "modality": c.modality,
@@ -64,6 +66,15 @@ def describe(name: str, snapshot: Directory, may_call: Callable[[str], bool]) ->
             for c in status.capabilities
         ]
     return detail
+
+
+def memory_card(models: Sequence[ModelStatus]) -> dict[str, Any]:
+    """Whether a model is in memory, over all places where it runs."""
+    return {
+        "load": models[0].spec.load or "start",
+        "loaded": any(model.loaded for model in models),
+        "memory_bytes": sum(model.memory_bytes for model in models),
+    }
 
 
 def _route(route: Route, shown: frozenset[str]) -> Mapping[str, Any]:

@@ -93,7 +93,17 @@ def read_object(body: bytes, max_depth: int) -> dict[str, Any]:
     tree = _load(body)
     if not isinstance(tree, dict):
         raise Invalid(f"The body must be a JSON object, not {_kind(tree)}.", code="invalid_json")
+    if _SURROGATE.search(body):
+        _check_text(body)
     return tree
+
+
+def _check_text(body: bytes) -> None:
+    """Raises `Invalid` for half of a surrogate pair, which is no character: no answer could repeat it."""
+    try:
+        msgspec.json.decode(body)
+    except msgspec.DecodeError as error:
+        raise Invalid(f"The body is not valid JSON: {error}.", code="invalid_json") from error
 
 
 def parse_request(shape: Shape, body: bytes, max_depth: int) -> tuple[Any, tuple[str, ...]]:
@@ -146,6 +156,7 @@ def check_unknown(names: tuple[str, ...], known: tuple[str, ...]) -> None:
             raise Unsupported(f"'{name[:64]}' is no parameter here; use '{meant}'.", param=name[:64])
 
 
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 _STRING = re.compile(rb'"(?:[^"\\]|\\.)*"', re.DOTALL)
 
 

@@ -91,6 +91,9 @@ class _BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         self._disarm()
         super().on_message_complete()
+        if not self.pipeline:
+            # Paused where the last piece of a body is large; nobody reads on, and nobody would see a hang-up.
+            self.flow.resume_reading()
 
     def send_400_response(self, msg: str) -> None:
         """uvicorn calls this for every request that it could not parse."""

@@ -26,6 +26,7 @@ from inferhub.modalities.base import Envelope, Modality, wants_stream
 from inferhub.pipeline.admit import check_scope
 
 _TRACEPARENT = re.compile(rb"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$")
+_HOST = re.compile(rb"^[A-Za-z0-9.:\[\]-]{1,255}$")
 _SESSION = re.compile(rb"^[\x21-\x7e]{1,256}$")
 
 
@@ -60,7 +61,7 @@ class InferenceEndpoint:
     ) -> None:
         """Answer what was read already."""
         call = make_call(asked, principal, headers, exchange, self._default_model)
-        seen_as = envelope_for(self._dialect, call)
+        seen_as = envelope_for(self._dialect, call, base_url(headers))
         handler = placing(self._handler, self._dialect, asked.body)
         await answer(call, Wanted(self._dialect, asked.request, seen_as), handler, exchange)
 
@@ -142,16 +143,23 @@ def _default(default_model: DefaultModel, modality: Modality, request: Any, prin
     found = default_model(modality.name, features, principal.may_call)
     if found is None:
         what = f"{modality.name} ({', '.join(features)})" if features else modality.name
+        pages = f"{modality.howto} says" if modality.howto else "the pages under docs/howto say"
         raise ModelNotFound(
             f"No model for {what} is served here that this key may call. `inferhub models` lists what is "
-            f"served; the pages under docs/howto say how to add a model.",
+            f"served; {pages} how to add a model.",
             param="model",
         )
     return found
 
 
-def envelope_for(dialect: Dialect, call: Call) -> Envelope:
-    return Envelope(f"{dialect.id_prefix}{call.id.removeprefix('req_')}", unix_s(), call.model)
+def envelope_for(dialect: Dialect, call: Call, base: str = "") -> Envelope:
+    return Envelope(f"{dialect.id_prefix}{call.id.removeprefix('req_')}", unix_s(), call.model, base)
+
+
+def base_url(headers: Mapping[bytes, bytes]) -> str:
+    """How the client called this server. TLS ends in front of it, so that is for the setting `public_url`."""
+    host = headers.get(b"host", b"")
+    return f"http://{host.decode()}" if _HOST.match(host) else ""
 
 
 def _session(headers: Mapping[bytes, bytes], request: Any) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 # Helpers of this package that are not modalities.
-_SHARED = {"base", "schemas", "tokens"}
+_SHARED = {"base", "names", "schemas", "tokens"}
 
 
 @cache

@@ -25,6 +25,8 @@ class Envelope:
     """Unix seconds."""
     model: str
     """The name the client asked for; the resolved one is in the `x-inferhub-model` header."""
+    base_url: str = ""
+    """How the client reaches this server, as far as it said so: put before addresses without a host."""
 
 
 class Problem(msgspec.Struct, frozen=True):
@@ -106,6 +108,11 @@ class Modality:
     """With some, a request may come as a form: its files become `Call.media`, the rest the request."""
     media_type: Callable[[Any, bool], str] | None = None
     """(request, whether it is streamed) → what the answer is; None: JSON, or server-sent events."""
+    howto: str = ""
+    """Page that says how to add a model, for whoever asks while there is none."""
+    wishes: Callable[[Any], Mapping[str, frozenset[str]]] | None = None
+    """(request) → parameters that are left out, and reported as ignored, where the model has none of the
+    features named with them."""
 
 
 def wants_stream(request: Any) -> bool:

@@ -36,6 +36,9 @@ Address = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra
 EgressEntry = Annotated[
     str, Field(min_length=1, max_length=300, json_schema_extra={"allowed": "HOST[:PORT] or NETWORK/BITS"})
 ]
+ModalityName = Annotated[
+    str, Field(min_length=1, max_length=40, json_schema_extra={"allowed": "the name of a modality"})
+]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 SecondsOrZero = Annotated[float, Field(ge=0, le=86_400)]
@@ -122,6 +125,14 @@ class Settings(BaseModel):
             "default_text": "`catalog_url` where that is PostgreSQL, else `sqlite:///DATA_DIR/responses.db`"
         },
     )
+    blobs_url: str = Field(
+        default_factory=lambda values: f"file://{Path(values.get('data_dir', '.')).absolute()}/blobs",
+        min_length=1,
+        description="Where pictures lie that answers give as an address. `file:///ABSOLUTE/PATH` (one "
+        "machine), `s3://KEY:SECRET@BUCKET/PREFIX?endpoint=URL&region=NAME`; without `KEY:SECRET@`, "
+        "where the tools of AWS find theirs.",
+        json_schema_extra={"default_text": "`file:///DATA_DIR/blobs`"},
+    )
     events_url: str | None = Field(
         None,
         min_length=1,
@@ -186,6 +197,15 @@ class Settings(BaseModel):
     max_inflight: int = Field(
         1024, ge=1, le=1_000_000, description="Inference calls at once; more are refused with 503."
     )
+    max_sockets: int = Field(
+        1024, ge=1, le=1_000_000, description="WebSockets open at once; more are refused with 503."
+    )
+    max_socket_message_bytes: int = Field(
+        16 * 1024**2,
+        ge=1024,
+        le=256 * 1024**2,
+        description="Largest message of a WebSocket; a larger one closes it with the code 1009.",
+    )
     cors_origins: tuple[str, ...] = Field(
         (), description="Origins whose web pages may call the API; `*` allows all."
     )
@@ -220,6 +240,22 @@ class Settings(BaseModel):
         le=1024**5,
         description="Most that `responses_url` may hold; beyond it the oldest responses of whoever stores "
         "most leave first.",
+    )
+
+    blobs_ttl_s: Annotated[float, Field(gt=0, le=7 * 86_400)] = Field(
+        3600, description="How long the address of a picture is good; then the picture is deleted."
+    )
+    blobs_max_bytes: int = Field(
+        1024**3,
+        ge=16 * 1024**2,
+        le=1024**5,
+        description="Most that `blobs_url` may hold; beyond it the oldest pictures leave first.",
+    )
+    public_url: str | None = Field(
+        None,
+        pattern=r"^https?://[A-Za-z0-9.\-:\[\]]{1,255}(/[A-Za-z0-9._~/-]*)?$",
+        description="Where clients reach this server, such as `https://hub.example.com`, for the addresses "
+        "of pictures; without it, the `Host` that they name. Set it behind a proxy with TLS.",
     )
 
     # --- what it fetches --------------------------------------------------------------------------
@@ -277,6 +313,15 @@ class Settings(BaseModel):
     write_timeout_s: Seconds = Field(
         60, description="Longest time a client may leave an answer unread before it is disconnected."
     )
+    session_timeout_s: Seconds = Field(
+        1800, description="Longest time a WebSocket is open, and so the longest live transcription."
+    )
+    socket_idle_timeout_s: Seconds = Field(
+        300, description="Longest time the client of a WebSocket may say nothing while it waits for nothing."
+    )
+    socket_ping_interval_s: Seconds = Field(
+        20, description="Between two pings on a WebSocket; a client that does not answer them is cut off."
+    )
     keepalive_timeout_s: Seconds = Field(75, description="How long an unused client connection stays open.")
     head_hold_s: SecondsOrZero = Field(
         1.0,
@@ -288,6 +333,21 @@ class Settings(BaseModel):
         30, description="After SIGTERM, how long running calls may take to finish."
     )
     load_timeout_s: Seconds = Field(300, description="Longest time a model may take to load.")
+
+    # --- what it serves ---------------------------------------------------------------------------
+    modalities: tuple[ModalityName, ...] = Field(
+        (),
+        description="Serve only models for these, such as `chat`, `asr`, `tts`, `vision`, `image`, "
+        "`embedding`; without it all.",
+    )
+    memory_budget_bytes: int | None = Field(
+        None,
+        ge=256 * 1024**2,
+        le=1024**5,
+        description="Most memory of all processes that run a model. Before one is loaded on demand, those "
+        "that nobody calls leave, least recently used first.",
+        json_schema_extra={"default_text": "60 % of the memory of this machine or its container"},
+    )
 
     # --- gateway and workers ----------------------------------------------------------------------
     processes: int = Field(
@@ -362,5 +422,5 @@ class Settings(BaseModel):
 SECRETS = frozenset({"pepper", "worker_token"})
 """Never shown; may also be given as `NAME_file`, the path of a file that holds the value."""
 
-LISTS = frozenset({"cors_origins", "egress_allow", "worker"})
+LISTS = frozenset({"cors_origins", "egress_allow", "modalities", "worker"})
 """Separated by commas where only text can be given."""

@@ -159,6 +159,8 @@ def read_flags(flags: Mapping[str, Any], cwd: Path, problems: list[str]) -> Iter
             names = ["--" + field.replace("_", "-") for field in _FIELDS]
             problems.append(f"unknown flag {flag}.{did_you_mean(flag, names)}")
             continue
+        if name in LISTS and not isinstance(value, str):  # repeated, and each perhaps several
+            value = ",".join(value)  # noqa: PLW2901
         is_text = isinstance(value, str)
         yield Given(name, from_text(name, value) if is_text else value, f"flag {flag}", cwd)
 

@@ -5,10 +5,14 @@ Names of the `gen_ai_*` family follow OpenTelemetry's GenAI conventions in Prome
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
+from inferhub.core.models import ModelStatus
 from inferhub.core.usage import Usage
 
 _DURATION_BUCKETS = tuple(0.01 * 2**k for k in range(14))
@@ -37,6 +41,33 @@ class Series:
         if usage is not None:
             self.tokens[0].inc(usage.input_tokens)
             self.tokens[1].inc(usage.output_tokens)
+
+
+class _ModelMemory(Collector):
+    def __init__(self, models: Callable[[], Iterable[ModelStatus]]) -> None:
+        self._models = models
+
+    def collect(self) -> Iterator[Metric]:
+        loaded = GaugeMetricFamily(
+            "inferhub_model_loaded",
+            "1 while the model is loaded, 0 while it waits for a call.",
+            labels=["model"],
+        )
+        memory = GaugeMetricFamily(
+            "inferhub_model_memory_bytes",
+            "Memory of the model's own process, measured last.",
+            labels=["model"],
+        )
+        # Two versions of a model may run side by side for a moment.
+        found: dict[str, tuple[bool, int]] = {}
+        for model in self._models():
+            is_loaded, size = found.get(model.spec.public_name, (False, 0))
+            found[model.spec.public_name] = (is_loaded or model.loaded, size + model.memory_bytes)
+        for name, (is_loaded, size) in found.items():
+            loaded.add_metric([name], float(is_loaded))
+            memory.add_metric([name], size)
+        yield loaded
+        yield memory
 
 
 class Metrics:
@@ -105,6 +136,10 @@ class Metrics:
             "inferhub_spool_oldest_age_seconds", "Age of the oldest of it.", registry=registry
         )
         self._series: dict[tuple[str, str], Series] = {}
+
+    def watch_models(self, models: Callable[[], Iterable[ModelStatus]]) -> None:
+        """Show, at every scrape, which models of this process's worker are in memory."""
+        self._registry.register(_ModelMemory(models))
 
     def series(self, modality: str, model: str) -> Series:
         key = (modality, model)

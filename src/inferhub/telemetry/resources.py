@@ -53,6 +53,23 @@ def memory(root: Path = Path("/")) -> Memory:
     return Memory(total, free)
 
 
+def process_memory_bytes(pid: int) -> int:
+    """What would be free without this process: its own pages, and its share of those it shares (PSS).
+
+    The resident set elsewhere than on Linux; 0 for a process that is gone or not ours.
+    """
+    import psutil
+
+    for line in _text(Path(f"/proc/{pid}/smaps_rollup")).splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pss":
+            return int(value.split()[0]) * 1024
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
 def disk_free_bytes(path: Path) -> int:
     """Free space where `path` is, or would be made. Raises `SetupError` when that cannot be read."""
     existing = next((p for p in (path, *path.absolute().parents) if p.exists()), Path("/"))

@@ -23,6 +23,7 @@ from inferhub.modalities.moderation import ModerationDelta
 from inferhub.modalities.rerank import RerankDelta
 from inferhub.modalities.speech import SpeechDelta
 from inferhub.modalities.token_count import TokenCount
+from inferhub.modalities.vision import Reply
 
 Items = list[Delta | Finished]
 
@@ -242,6 +243,7 @@ FAULTS: dict[str, Callable[[Items, int], Sequence[Delta | Finished]]] = {
     "no_length": lambda items, _: [*items[:-1], Finished(Usage())],
     "wrong_container": _payloads(_mislabelled),
     "wrong_size": _payloads(_resized),
+    "no_reply": _payloads(lambda p: replace_fields(p, reply=Reply("", "", "unknown", 0.0))),
     "billed_count": lambda items, _: [*items[:-1], Finished(Usage(4))],
 }
 """Fault → what it does to the items of a correct answer (the rest happens in `_deaf` and `run`)."""

@@ -16,6 +16,7 @@ from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.responses.kept import KeptResponses
+from inferhub.gateway.sockets.realtime.secrets import ClientSecrets
 from inferhub.gateway.tokens import TokenVerifier
 from inferhub.settings.spec import load_spec
 from inferhub.stores import (
@@ -66,6 +67,7 @@ async def gateway_parts(folder: Path) -> AsyncIterator[GatewayParts]:
             usage=usage,
             responses=KeptResponses(responses, ttl_s=60, max_history_bytes=2**20),
             links=BlobLinks(blobs, PEPPER),
+            secrets=ClientSecrets(PEPPER),
             readiness=fleet.readiness,
             check_url=check_url,
             metrics=Metrics(),

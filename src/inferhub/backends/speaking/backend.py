@@ -87,14 +87,13 @@ class SpeakingBackend(Backend):
         switch = Switch()
         meter = _Meter(plan)
         try:
-            async with aclosing(
-                self._sound(list(clauses(request.input, self.first_chars)), plan, switch)
-            ) as sound:
+            texts = list(clauses(request.input, self.first_chars))
+            async with aclosing(self._sound(texts, plan, switch, meter)) as sound:
                 # What cannot be spoken is an error with a status, not a file that breaks off.
                 first = await anext(sound)
                 async with aclosing(self._file(meter.passing(first, sound), plan)) as pieces:
                     async for data in pieces:
-                        yield Delta(SpeechDelta(data, meter.take_ms()))
+                        yield Delta(SpeechDelta(data, meter.take_ms(), meter.take_characters()))
             yield Finished(Usage(characters=len(request.input), audio_ms=meter.total_ms))
         finally:
             switch.off()
@@ -123,7 +122,9 @@ class SpeakingBackend(Backend):
 
     # --- the call --------------------------------------------------------------------------------
 
-    async def _sound(self, texts: Sequence[str], plan: Plan, switch: Switch) -> AsyncGenerator[bytes, None]:
+    async def _sound(
+        self, texts: Sequence[str], plan: Plan, switch: Switch, meter: _Meter
+    ) -> AsyncGenerator[bytes, None]:
         """Mono s16le. A clause is in the making while the one before it is taken."""
         is_silent = True
         ahead = self._start(texts[0], plan, switch)
@@ -132,6 +133,7 @@ class SpeakingBackend(Backend):
                 pcm = await _translated(ahead)
                 if number + 1 < len(texts):
                     ahead = self._start(texts[number + 1], plan, switch)
+                meter.characters += len(texts[number])
                 for piece in _pieces(pcm):
                     is_silent = False
                     yield piece
@@ -182,6 +184,8 @@ class _Meter:
         self._bytes_per_ms = RATE_HZ * _SAMPLE_BYTES / 1000 * plan.effects.speed
         self._bytes = 0
         self._told_ms = 0
+        self.characters = 0
+        """Of the clauses that were begun, since the last time."""
 
     @property
     def total_ms(self) -> int:
@@ -192,6 +196,10 @@ class _Meter:
         new_ms = self.total_ms - self._told_ms
         self._told_ms += new_ms
         return new_ms
+
+    def take_characters(self) -> int:
+        new, self.characters = self.characters, 0
+        return new
 
     async def passing(self, first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         self._bytes += len(first)

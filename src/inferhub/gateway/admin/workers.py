@@ -9,6 +9,7 @@ from fastapi import APIRouter
 
 from inferhub.core.serving import WorkerStatus
 from inferhub.gateway.access import GuardedRoute
+from inferhub.gateway.models import memory_card
 
 
 def workers_router(workers: Callable[[], Mapping[str, WorkerStatus | None]]) -> APIRouter:
@@ -38,6 +39,9 @@ def _card(name: str, status: WorkerStatus | None) -> Mapping[str, Any]:
                 "slots": model.spec.slots,
                 "running": model.running,
                 "queued": model.queued,
+                "ready": model.ready,
+                **memory_card([model]),
+                "modalities": {c.modality: sorted(c.features) for c in model.capabilities},
             }
             for model in status.models
         ],

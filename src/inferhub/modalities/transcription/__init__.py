@@ -34,8 +34,8 @@ __all__ = [
     "wants_words",
 ]
 
-_LIVE_MS = 60_000
-"""Reserved for a session that is still to be spoken."""
+_LIVE_MS = 10_000
+"""Reserved for a session that is still to be spoken; admission reserves more while it goes on."""
 
 
 def _check(request: TranscriptionRequest) -> None:

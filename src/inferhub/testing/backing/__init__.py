@@ -1,4 +1,4 @@
-"""The real servers behind InferHub's stores, from wheels: PostgreSQL, Valkey, Kafka's protocol, ClickHouse, S3.
+"""The real servers behind InferHub's stores, from wheels: PostgreSQL, Valkey, ClickHouse, Kafka's and S3's.
 
 For tests, also those of plug-in authors: `with running_postgres(folder) as postgres:` gives `postgres.url`
 and the faults of `Backing`. Imports none of the servers' packages; it only finds their files.

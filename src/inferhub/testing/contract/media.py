@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from inferhub.backends.base import Backend
 from inferhub.core.call import Call, Media
 from inferhub.core.models import Capability
@@ -53,9 +55,24 @@ async def speaks_the_format_asked_for(backend: Backend, capability: Capability) 
 async def says_how_large_its_pictures_are(backend: Backend, capability: Capability) -> None:
     media = (Media("image", picture(16, 16), "image/png", "x.png"),)
     task = "generate" if "generate" in capability.features else "edit"
-    result = await finish(backend, make_call("image", media=media, task=task, output_format="jpeg"))
+    # Some models know no words but the names of styles.
+    params: dict[str, Any] = {"prompt": "A ship, fresco", "task": task, "output_format": "jpeg"}
+    result = await finish(backend, make_call("image", media=media, **params))
     finished = [delta for delta in result.payloads if delta.kind == "image"]
     assert [delta.index for delta in finished] == [0]
     head = inspect_image(finished[0].data)
     assert (head.kind, head.width, head.height) == ("image/jpeg", finished[0].width, finished[0].height)
     assert (result.usage.images, result.usage.pixels) == (1, head.width * head.height)
+
+
+@check("vision", fault="no_reply")
+async def answers_about_the_picture_it_was_given(backend: Backend, capability: Capability) -> None:
+    media = (Media("image", picture(64, 48), "image/png", "x.png"),)
+    asked: dict[str, Any] = {}
+    if "question" in capability.features:
+        asked["question"] = "How many dogs are there?"
+    result = await finish(backend, make_call("vision", media=media, **asked))
+    [seen] = result.payloads
+    assert (seen.width, seen.height) == (64, 48)
+    assert (result.usage.images, result.usage.pixels) == (1, 64 * 48)
+    assert not asked or (seen.reply.text and seen.reply.value)
