@@ -42,7 +42,9 @@ TOOL: dict[str, Any] = {
     "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
     "strict": False,
 }
-PNG = b"\x89PNG\r\n\x1a\n" + bytes(8)
+PNG = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 DOT = f"data:image/png;base64,{base64.b64encode(PNG).decode()}"
 
 

@@ -53,7 +53,7 @@ async def speaks_the_format_asked_for(backend: Backend, capability: Capability) 
 
 @check("image", fault="wrong_size")
 async def says_how_large_its_pictures_are(backend: Backend, capability: Capability) -> None:
-    media = (Media("image", picture(16, 16), "image/png", "x.png"),)
+    media = (Media("image", picture(48, 32), "image/png", "x.png"),)
     task = "generate" if "generate" in capability.features else "edit"
     # Some models know no words but the names of styles.
     params: dict[str, Any] = {"prompt": "A ship, fresco", "task": task, "output_format": "jpeg"}
