@@ -250,7 +250,7 @@ async def test_a_picture_and_a_file_reach_the_model(client: AsyncOpenAI) -> None
             }
         ],
     )
-    assert made.output_text == "see [image/png, 16 bytes] [application/pdf, 8 bytes]"
+    assert made.output_text == "see [image/png, 70 bytes] [application/pdf, 8 bytes]"
 
 
 async def test_a_limit_makes_the_answer_incomplete(talk: Talk) -> None:
