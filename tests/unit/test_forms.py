@@ -8,11 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from inferhub.core.errors import InferHubError, Invalid, TooLarge
+from inferhub.core.errors import InferHubError, Invalid, Overloaded, TooLarge
 from inferhub.gateway import forms
 from inferhub.gateway.dialects.base import own_dialect
 from inferhub.gateway.forms import parse_form, read_form
 from inferhub.gateway.limits import GatewayLimits
+from inferhub.gateway.uploads import Uploads
 from inferhub.modalities import modalities
 
 BOUNDARY = "a1b2c3"
@@ -152,3 +153,21 @@ async def test_an_object_that_nests_deeply_is_refused(end: str) -> None:
     form = await read(form_of(part("live", '{"a":' * 100_000 + end), part("file", sound(), "a.wav")))
     with pytest.raises(Invalid, match="deeper"):
         parse_form(TRANSCRIPTION, form)
+
+
+def test_uploads_have_one_bound_together() -> None:
+    uploads = Uploads(GatewayLimits(max_upload_bytes=100, max_uploads_bytes=250))
+    with uploads.room({b"content-length": b"100"}), uploads.room({}):
+        with uploads.room({b"content-length": b"50"}):
+            pass
+        with pytest.raises(Overloaded) as caught, uploads.room({b"content-length": b"51"}):
+            pass
+        assert caught.value.retry_after_s
+    with uploads.room({b"content-length": b"999999"}), uploads.room({}):
+        pass
+    # One that is larger than all together may be is still let in alone, and what fails gives its room back.
+    narrow = Uploads(GatewayLimits(max_upload_bytes=100, max_uploads_bytes=50))
+    with pytest.raises(ValueError, match="broken"), narrow.room({}):
+        raise ValueError("broken")
+    with narrow.room({}):
+        pass

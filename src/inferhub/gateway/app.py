@@ -50,6 +50,7 @@ from inferhub.gateway.sockets.realtime.endpoint import RealtimeEndpoint, realtim
 from inferhub.gateway.sockets.realtime.secrets import ClientSecrets
 from inferhub.gateway.sockets.switchboard import OpenSockets, SocketEndpoint, Switchboard
 from inferhub.gateway.surface import DefaultModel, InferenceEndpoint
+from inferhub.gateway.uploads import Uploads
 from inferhub.gateway.voices import voices_router
 from inferhub.stores.cache.base import AnswerStore
 from inferhub.stores.counters.base import Counters
@@ -92,9 +93,10 @@ def build_app(parts: GatewayParts) -> ASGIApp:
         return parts.fleet.directory().first_for(modality, features, may_call)
 
     own: dict[str, InferenceEndpoint] = {}
+    uploads = Uploads(parts.limits)
     for dialect in dialects().values():
         endpoint: Answering
-        endpoint = inference = InferenceEndpoint(dialect, parts.pipeline, identity, default_model)
+        endpoint = inference = InferenceEndpoint(dialect, parts.pipeline, identity, default_model, uploads)
         if dialect.translate is None:
             own[dialect.modality.name] = inference
         if dialect.is_stateful:
@@ -103,7 +105,7 @@ def build_app(parts: GatewayParts) -> ASGIApp:
             # With and without the trailing slash, and for a base URL that forgot `/v1`.
             for path in (address, address.removeprefix("/v1")):
                 hot[path] = hot[f"{path}/"] = endpoint
-    hot["/infer"] = hot["/infer/"] = InferEndpoint(own, identity, parts.fleet)
+    hot["/infer"] = hot["/infer/"] = InferEndpoint(own, identity, parts.fleet, uploads)
     app: ASGIApp = Door(
         hot,
         cold_app(parts),

@@ -12,6 +12,7 @@ import msgspec
 from starlette.types import Scope
 
 from inferhub.core.errors import Invalid, MethodNotAllowed
+from inferhub.core.tenancy import Principal
 from inferhub.gateway.answer import Exchange
 from inferhub.gateway.dialects import dialects
 from inferhub.gateway.fleet import Fleet
@@ -19,6 +20,7 @@ from inferhub.gateway.forms import parse_form, read_form
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.payload import is_form, parse_request, read_body
 from inferhub.gateway.surface import Asked, InferenceEndpoint
+from inferhub.gateway.uploads import Uploads
 
 TASKS: Mapping[str, str] = {
     "asr": "transcription",
@@ -82,10 +84,17 @@ _SHAPE = _Shape(InferRequest, _check)
 class InferEndpoint:
     """The address. `endpoints` are those of the modalities' own dialects, by modality."""
 
-    def __init__(self, endpoints: Mapping[str, InferenceEndpoint], identity: Identity, fleet: Fleet) -> None:
+    def __init__(
+        self,
+        endpoints: Mapping[str, InferenceEndpoint],
+        identity: Identity,
+        fleet: Fleet,
+        uploads: Uploads,
+    ) -> None:
         self._endpoints = endpoints
         self._identity = identity
         self._fleet = fleet
+        self._uploads = uploads
 
     async def __call__(
         self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request_id: str
@@ -94,10 +103,16 @@ class InferEndpoint:
             raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
         principal = await self._identity.principal(headers)
         if is_form(headers):
-            asked = await self._read_form(headers, exchange)
-        else:
-            body = await read_body(headers, exchange.receive, exchange.limits)
-            asked = self._read_json(body, exchange.limits.max_json_depth)
+            with self._uploads.room(headers):
+                asked = await self._read_form(headers, exchange)
+                return await self._run(asked, principal, headers, exchange)
+        body = await read_body(headers, exchange.receive, exchange.limits)
+        asked = self._read_json(body, exchange.limits.max_json_depth)
+        return await self._run(asked, principal, headers, exchange)
+
+    async def _run(
+        self, asked: Asked, principal: Principal, headers: Mapping[bytes, bytes], exchange: Exchange
+    ) -> None:
         await self._endpoints[asked.dialect.modality.name].run(asked, principal, headers, exchange)
 
     def _read_json(self, body: bytes, max_depth: int) -> Asked:

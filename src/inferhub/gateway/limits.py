@@ -10,6 +10,8 @@ class GatewayLimits:
     max_body_bytes: int = 16 * 1024 * 1024
     max_upload_bytes: int = 25 * 1024 * 1024
     """Of one file, and of all files of a request."""
+    max_uploads_bytes: int = 256 * 1024 * 1024
+    """Of all files that this process holds at once."""
     max_json_depth: int = 64
     max_header_bytes: int = 32 * 1024
     max_headers: int = 100

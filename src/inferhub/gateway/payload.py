@@ -103,7 +103,10 @@ def _check_text(body: bytes) -> None:
     try:
         msgspec.json.decode(body)
     except msgspec.DecodeError as error:
-        raise Invalid(f"The body is not valid JSON: {error}.", code="invalid_json") from error
+        raise Invalid(
+            "The body is not valid JSON: it has half of a surrogate pair, which is no character.",
+            code="invalid_json",
+        ) from error
 
 
 def parse_request(shape: Shape, body: bytes, max_depth: int) -> tuple[Any, tuple[str, ...]]:

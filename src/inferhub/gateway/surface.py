@@ -22,6 +22,7 @@ from inferhub.gateway.forms import parse_form, read_form
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.payload import FORM, is_form, parse_request, read_body
 from inferhub.gateway.places import placing
+from inferhub.gateway.uploads import Uploads
 from inferhub.modalities.base import Envelope, Modality, wants_stream
 from inferhub.pipeline.admit import check_scope
 
@@ -36,12 +37,18 @@ DefaultModel = Callable[[str, Collection[str], Callable[[str], bool]], str | Non
 
 class InferenceEndpoint:
     def __init__(
-        self, dialect: Dialect, handler: Handler, identity: Identity, default_model: DefaultModel
+        self,
+        dialect: Dialect,
+        handler: Handler,
+        identity: Identity,
+        default_model: DefaultModel,
+        uploads: Uploads,
     ) -> None:
         self._dialect = dialect
         self._handler = handler
         self._identity = identity
         self._default_model = default_model
+        self._uploads = uploads
 
     async def __call__(
         self, scope: Scope, headers: dict[bytes, bytes], exchange: Exchange, request_id: str
@@ -50,11 +57,14 @@ class InferenceEndpoint:
         if scope["method"] != "POST":
             raise MethodNotAllowed(f"{scope['method']} is not answered here; use POST.")
         principal = await self._identity.principal(headers)
-        if self._dialect.files:
-            # Before somebody who may not call it has sent all of a file.
-            check_scope(principal, self._dialect.modality.name)
-        asked = await read_asked(self._dialect, scope, headers, exchange)
-        await self.run(asked, principal, headers, exchange)
+        if not self._dialect.files:
+            asked = await read_asked(self._dialect, scope, headers, exchange)
+            return await self.run(asked, principal, headers, exchange)
+        # Before somebody who may not call it has sent all of a file.
+        check_scope(principal, self._dialect.modality.name)
+        with self._uploads.room(headers):
+            asked = await read_asked(self._dialect, scope, headers, exchange)
+            return await self.run(asked, principal, headers, exchange)
 
     async def run(
         self, asked: Asked, principal: Principal, headers: Mapping[bytes, bytes], exchange: Exchange

@@ -184,6 +184,13 @@ class Settings(BaseModel):
         description="Largest file in a form, such as a recording or a picture, and most of all files of one "
         "request together; larger ones get 413.",
     )
+    max_uploads_bytes: int = Field(
+        256 * 1024**2,
+        ge=1024,
+        le=2**40,
+        description="Most of all files that a gateway process holds at once, from the upload to the end of "
+        "the answer; beyond it uploads are refused with 503. Memory for three times as much is needed.",
+    )
     max_json_depth: int = Field(
         64, ge=4, le=512, description="Deepest nesting of a JSON body, checked before it is parsed."
     )
