@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -83,7 +84,7 @@ async def test_a_changed_model_is_swapped_while_the_old_one_finishes() -> None:
     async with asyncio.timeout(10):
         while len((await worker.status()).models) > 1:
             await asyncio.sleep(0.01)
-    assert (await worker.status()).models[0].spec == deployment_of(ECHO)
+    assert (await worker.status()).models[0].spec == replace(deployment_of(ECHO), load="start")
     await fleet.close()
 
 

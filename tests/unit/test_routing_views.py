@@ -158,7 +158,8 @@ async def test_the_list_names_only_models_that_the_caller_may_ask_for(hub: Hub) 
 async def test_any_model_of_a_route_makes_it_ready_for_a_modality(hub: Hub) -> None:
     hub.versions["a"] = ""
     directory = replace(hub.directory(), routes={"0": ROUTE})
-    assert directory.first_for("chat") == "0"
+    assert directory.first_for("chat", may_call=lambda name: name == "0") == "0"
+    assert directory.first_for("chat") == "b", "models come before routes"
 
 
 SPEC = """\

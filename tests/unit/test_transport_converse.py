@@ -6,7 +6,7 @@ import asyncio
 import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -274,7 +274,14 @@ async def worker() -> AsyncIterator[Worker]:
 
 
 def children() -> list[psutil.Process]:
-    return [c for c in psutil.Process().children() if "inferhub.worker.child" in c.cmdline()]
+    return [c for c in psutil.Process().children() if is_worker(c)]
+
+
+def is_worker(process: psutil.Process) -> bool:
+    # One that was killed may be gone, or not yet be waited for.
+    with suppress(psutil.NoSuchProcess):
+        return "inferhub.worker.child" in process.cmdline()
+    return False
 
 
 def talk_to(worker: Worker, frames: AsyncIterator[Frame], got: Collector) -> asyncio.Task[None]:

@@ -254,7 +254,9 @@ def load_of(kind: type[Backend], spec: ModelSpec) -> Load:
 
 def _unexpected(spec: ModelSpec, error: Exception) -> InternalError:
     _log.error("Model %r could not be loaded", spec.name, exc_info=error)
-    return InternalError(f"Model {spec.name!r} could not be loaded; the log of its worker has the details.")
+    return InternalError(
+        f"Model {spec.public_name!r} could not be loaded; the log of its worker has the details."
+    )
 
 
 def _size(path: Path) -> int:

@@ -100,5 +100,5 @@ class Loaded:
         why = self._calls.get(scope)
         if why is not None:
             return why()
-        where = "while it answered" if is_running else f"in the queue of model {self.spec.name!r}"
+        where = "while it answered" if is_running else f"in the queue of model {self.spec.public_name!r}"
         return DeadlineExceeded(f"The call's time was over after {after_s:.1f} s {where}.")

@@ -79,7 +79,8 @@ class ChildEngine:
     async def infer(self, call: Call, emit: Emit) -> None:
         if self._child is None:
             remedy = "unload and load it again" if self.has_failed else "it is starting again"
-            raise NoEndpoint(f"The process of model {self._spec.name!r} died; {remedy}.", retry_after_s=1.0)
+            name = self._spec.public_name
+            raise NoEndpoint(f"The process of model {name!r} died; {remedy}.", retry_after_s=1.0)
         await self._child.transport.infer(call, emit)
 
     async def unload(self) -> None:
@@ -173,7 +174,7 @@ async def _start(spec: ModelSpec) -> tuple[Child, ModelStatus]:
     except EndpointLost as error:
         await child.end()
         raise SetupError(
-            f"The process of model {spec.name!r} {await child.wait()} while it loaded; "
+            f"The process of model {spec.public_name!r} {await child.wait()} while it loaded; "
             "the log has its last words."
         ) from error
     except BaseException:
