@@ -9,7 +9,7 @@ import pytest
 
 from inferhub.testing.client_dialects import Outcome
 from inferhub.testing.conformance_checks import CHECKS, Check, Judged, Seen, Verdict, judge
-from inferhub.testing.conformance_media import MEDIA_CHECKS
+from inferhub.testing.conformance_media import MEDIA_CHECKS, MediaCheck
 from inferhub.testing.conformance_page import page
 
 CHECK = Check(name="seed", endpoint="chat", body={}, param="seed", sent=("987654",))
@@ -58,12 +58,12 @@ def test_an_answer_has_to_hold() -> None:
 
 
 def test_checks_have_names_of_their_own() -> None:
-    names = [check.name for check in (*CHECKS, *MEDIA_CHECKS)]
+    names = [check.name for check in CHECKS] + [check.name for check in MEDIA_CHECKS]
     assert len(set(names)) == len(names)
 
 
 def test_the_page_has_every_vendor_and_check() -> None:
-    asked = (*CHECKS, *MEDIA_CHECKS)
+    asked: tuple[Check | MediaCheck, ...] = (*CHECKS, *MEDIA_CHECKS)
     results = {
         (vendor, check.name, stream): Judged(Verdict.REFUSED if stream else Verdict.YES, "")
         for vendor in ("one", "two")
