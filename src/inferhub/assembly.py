@@ -14,13 +14,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from inferhub.accounting import Known, open_accounting
+from inferhub.accounting import Accounting, Known, open_accounting
 from inferhub.backends import backend_class
-from inferhub.calls import open_calls
+from inferhub.calls import open_calls, open_tokens
 from inferhub.core.audit import Act
-from inferhub.core.errors import SetupError, UpstreamFailed
+from inferhub.core.errors import SetupError
 from inferhub.core.tenancy import Role
-from inferhub.egress import Fetcher, FetchLimits, check_url
+from inferhub.egress import check_url
 from inferhub.gateway.admin.desk import Desk
 from inferhub.gateway.app import GatewayParts, build_app
 from inferhub.gateway.blobs import BlobLinks
@@ -39,6 +39,7 @@ from inferhub.process import settle_memory, until_signalled
 from inferhub.settings import Loaded, Settings
 from inferhub.stores import open_blobs
 from inferhub.stores import open_catalog as open_catalog_url
+from inferhub.stores.blobs.keeper import Blobs
 from inferhub.stores.catalog.base import Catalog
 from inferhub.stores.catalog.keys import issue
 from inferhub.stores.catalog.pepper import load_pepper
@@ -190,101 +191,42 @@ async def _serve_http(
     else:
         http = HttpServer(listen(settings.host, settings.port))
     stack.callback(http.stop)
-    catalog = await stack.enter_async_context(open_catalog(settings))
-    pepper = load_pepper(settings)
-    await catalog.check_pepper(pepper)
-
-    fleet = Fleet(
-        engines=engines,
-        providers={"providers": await _local(stack, settings, "providers")},
-        is_remote=lambda model: backend_class(model.backend).remote,
-        refresh_s=settings.worker_refresh_s,
-        drain_grace_s=settings.drain_grace_s,
-    )
-    stack.push_async_callback(fleet.close)
-    tokens = _tokens(stack)
-    desired = Desired(
-        catalog,
-        fleet,
-        pepper=pepper,
-        parse=lambda text: parse_spec(loaded, text),
-        tokens=tokens,
-        refresh_s=settings.key_refresh_s,
-    )
+    opened = await _open(stack, loaded, engines)
+    fleet, desired, catalog = opened.fleet, opened.desired, opened.catalog
     await desired.start(await _text_to_serve(catalog, spec_text, inherited), on_progress)
-    blobs = await open_blobs(
-        settings.blobs_url, ttl_s=settings.blobs_ttl_s, max_bytes=settings.blobs_max_bytes
+    accounting = await stack.enter_async_context(
+        open_accounting(settings, opened.pepper, _known(desired, fleet))
     )
-    stack.push_async_callback(blobs.close)
-    links = BlobLinks(blobs, pepper, public_url=settings.public_url)
-    accounting = await stack.enter_async_context(open_accounting(settings, pepper, _known(desired, fleet)))
     if inherited:
         await inherited.prepared(desired.spec.revision)
     # Not earlier: a start that fails on the way would take the key, which nobody saw, with it.
-    admin_key = await _first_admin_key(catalog, pepper) if not inherited or inherited.leads else None
+    leads = not inherited or inherited.leads
+    admin_key = await _first_admin_key(catalog, opened.pepper) if leads else None
     await desired.refresh()
     metrics = metrics or Metrics()
-
-    def readiness() -> Mapping[str, object]:
-        state = fleet.readiness()
-        # A full ledger refuses every call, so calls belong to another gateway.
-        has_room = accounting.ledger.has_room
-        return {
-            **state,
-            "ready": state["ready"] and has_room,
-            "ledger_full": not has_room,
-            "stores": {**desired.health(), **accounting.health()},
-        }
-
-    opened = OpenSockets()
-    app = build_app(
-        GatewayParts(
-            pipeline=open_calls(
-                stack, settings, fleet, desired, accounting=accounting, metrics=metrics, keep=links.keep
-            ),
-            fleet=fleet,
-            desired=desired,
-            desk=Desk(catalog, desired.catch_up, pepper),
-            answers=accounting.answers,
-            counters=accounting.counters,
-            usage=accounting.usage,
-            responses=KeptResponses(
-                accounting.responses,
-                ttl_s=settings.responses_ttl_s,
-                max_history_bytes=settings.max_body_bytes,
-            ),
-            links=links,
-            readiness=readiness,
-            check_url=lambda url: check_url(url, settings.egress_allow, param="webhook_url"),
-            metrics=metrics,
-            limits=_gateway_limits(settings),
-            cors_origins=settings.cors_origins,
-            sockets=opened,
-            secrets=ClientSecrets(pepper),
-        )
-    )
+    parts = _parts(stack, opened, accounting, metrics)
     if inherited:
-        inherited.expose(metrics, readiness)
+        inherited.expose(metrics, parts.readiness)
         ops_url = inherited.ops_url
     else:
-        ops_url = _ops_url(settings, _ops(stack, settings, metrics, readiness))
+        ops_url = _ops_url(settings, _ops(stack, settings, metrics, parts.readiness))
     async with asyncio.TaskGroup() as group:
         endless = (
             fleet.run(),
             desired.run(),
-            tokens.run(),
-            blobs.run(),
+            opened.tokens.run(),
+            opened.blobs.run(),
             watch_loop_lag(metrics, settings.loop_lag_warn_s),
             *accounting.services(metrics),
         )
         background = [group.create_task(service) for service in endless]
         serving = group.create_task(
             http.serve(
-                app,
-                _gateway_limits(settings),
+                build_app(parts),
+                parts.limits,
                 keepalive_timeout_s=settings.keepalive_timeout_s,
                 drain_grace_s=settings.drain_grace_s,
-                opened=opened,
+                opened=parts.sockets,
             )
         )
         settle_memory()
@@ -300,19 +242,87 @@ async def _serve_http(
             task.cancel()
 
 
-def _tokens(stack: AsyncExitStack) -> TokenVerifier:
-    """An issuer is named by the operator, so it may live inside the network."""
-    limits = FetchLimits(connect_s=3.0, total_s=10.0, max_bytes=512 * 1024, max_redirects=0)
-    fetcher = Fetcher(allow=("0.0.0.0/0", "::/0"), limits=limits)
-    stack.push_async_callback(fetcher.close)
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """What a gateway stands on; closed by the stack it was opened with."""
 
-    async def fetch(url: str) -> bytes:
-        answer = await fetcher.get(url)
-        if answer.status != 200:
-            raise UpstreamFailed(f"The issuer answered {answer.status}.")
-        return answer.body
+    settings: Settings
+    pepper: bytes
+    catalog: Catalog
+    fleet: Fleet
+    tokens: TokenVerifier
+    desired: Desired
+    blobs: Blobs
 
-    return TokenVerifier(fetch)
+
+async def _open(stack: AsyncExitStack, loaded: Loaded, engines: Mapping[str, Transport]) -> _Opened:
+    settings = loaded.settings
+    catalog = await stack.enter_async_context(open_catalog(settings))
+    pepper = load_pepper(settings)
+    await catalog.check_pepper(pepper)
+    fleet = Fleet(
+        engines=engines,
+        providers={"providers": await _local(stack, settings, "providers")},
+        is_remote=lambda model: backend_class(model.backend).remote,
+        refresh_s=settings.worker_refresh_s,
+        drain_grace_s=settings.drain_grace_s,
+    )
+    stack.push_async_callback(fleet.close)
+    tokens = open_tokens(stack)
+    desired = Desired(
+        catalog,
+        fleet,
+        pepper=pepper,
+        parse=lambda text: parse_spec(loaded, text),
+        tokens=tokens,
+        refresh_s=settings.key_refresh_s,
+    )
+    blobs = await open_blobs(
+        settings.blobs_url, ttl_s=settings.blobs_ttl_s, max_bytes=settings.blobs_max_bytes
+    )
+    stack.push_async_callback(blobs.close)
+    return _Opened(settings, pepper, catalog, fleet, tokens, desired, blobs)
+
+
+def _parts(stack: AsyncExitStack, opened: _Opened, accounting: Accounting, metrics: Metrics) -> GatewayParts:
+    settings, pepper, fleet, desired = opened.settings, opened.pepper, opened.fleet, opened.desired
+    links = BlobLinks(opened.blobs, pepper, public_url=settings.public_url)
+
+    def readiness() -> Mapping[str, object]:
+        state = fleet.readiness()
+        # A full ledger refuses every call, so calls belong to another gateway.
+        has_room = accounting.ledger.has_room
+        return {
+            **state,
+            "ready": state["ready"] and has_room,
+            "ledger_full": not has_room,
+            "stores": {**desired.health(), **accounting.health()},
+        }
+
+    return GatewayParts(
+        pipeline=open_calls(
+            stack, settings, fleet, desired, accounting=accounting, metrics=metrics, keep=links.keep
+        ),
+        fleet=fleet,
+        desired=desired,
+        desk=Desk(opened.catalog, desired.catch_up, pepper),
+        answers=accounting.answers,
+        counters=accounting.counters,
+        usage=accounting.usage,
+        responses=KeptResponses(
+            accounting.responses,
+            ttl_s=settings.responses_ttl_s,
+            max_history_bytes=settings.max_body_bytes,
+        ),
+        links=links,
+        readiness=readiness,
+        check_url=lambda url: check_url(url, settings.egress_allow, param="webhook_url"),
+        metrics=metrics,
+        limits=_gateway_limits(settings),
+        cors_origins=settings.cors_origins,
+        sockets=OpenSockets(),
+        secrets=ClientSecrets(pepper),
+    )
 
 
 def _known(desired: Desired, fleet: Fleet) -> Known:

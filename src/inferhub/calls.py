@@ -10,11 +10,13 @@ from contextlib import AsyncExitStack
 
 from inferhub.accounting import Accounting
 from inferhub.core.call import Handler
+from inferhub.core.errors import UpstreamFailed
 from inferhub.core.prices import cost_nano_usd
 from inferhub.core.usage import Usage
 from inferhub.egress import Fetcher, FetchLimits
 from inferhub.gateway.desired import Desired
 from inferhub.gateway.fleet import Fleet
+from inferhub.gateway.tokens import TokenVerifier
 from inferhub.media import MediaPool
 from inferhub.modalities import modalities
 from inferhub.pipeline import PipelineLimits, attempt_ring, build_pipeline
@@ -61,6 +63,21 @@ def open_calls(
         links=Links(keep),
         cost=cost,
     )
+
+
+def open_tokens(stack: AsyncExitStack) -> TokenVerifier:
+    """An issuer is named by the operator, so it may live inside the network."""
+    limits = FetchLimits(connect_s=3.0, total_s=10.0, max_bytes=512 * 1024, max_redirects=0)
+    fetcher = Fetcher(allow=("0.0.0.0/0", "::/0"), limits=limits)
+    stack.push_async_callback(fetcher.close)
+
+    async def fetch(url: str) -> bytes:
+        answer = await fetcher.get(url)
+        if answer.status != 200:
+            raise UpstreamFailed(f"The issuer answered {answer.status}.")
+        return answer.body
+
+    return TokenVerifier(fetch)
 
 
 def _router(settings: Settings, desired: Desired) -> Router:
