@@ -681,7 +681,7 @@ async def test_contract_040_all_forms_reach_the_upstream(upstream: Upstream, tai
         pytest.param({"connect_timeout_s": 0}, id="no time to connect"),
         pytest.param({"max_connections": 0}, id="no connection"),
         pytest.param({"modalities": []}, id="no modality"),
-        pytest.param({"modalities": ["image"]}, id="other modality"),
+        pytest.param({"modalities": ["video"]}, id="other modality"),
         pytest.param({"timeout": 5}, id="unknown option"),
     ],
 )
