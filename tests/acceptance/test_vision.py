@@ -15,7 +15,7 @@ import httpx
 import pytest
 from openai import BadRequestError, OpenAI
 
-from inferhub.testing.servers import SHAPES, Hub, running_hub
+from inferhub.testing.servers import SHAPES, Hub, running_hub, wait_for
 
 DATA = Path(__file__).parents[1] / "data"
 INVOICE, COFFEE, CAT = (DATA / name for name in ("invoice.png", "coffee.png", "chelsea.png"))
@@ -236,11 +236,17 @@ def test_anthropic_and_responses_are_described_to_as_well(hub: Hub, client: Open
 def test_one_call_is_billed_with_its_picture(hub: Hub, client: OpenAI) -> None:
     ask(client, "What colour is the cat?", CAT, model="any", user="billed")
     headers = {"authorization": f"Bearer {hub.admin_key}"}
-    events = httpx.get(f"{hub.api.removesuffix('/v1')}/admin/v1/usage/events", headers=headers).json()
-    found = [event for event in events["data"] if event["requested_model"] == "any"]
+    address = f"{hub.api.removesuffix('/v1')}/admin/v1/usage/events"
+
+    def billed() -> list[dict[str, Any]]:
+        events = httpx.get(address, headers=headers).json()["data"]
+        return [event for event in events if event["requested_model"] == "any"]
+
+    # The store is told a moment after the client.
+    wait_for(lambda: any(event["pixels"] == 451 * 300 for event in billed()), 10, "the call on the bill")
+    found = billed()
     assert {(event["modality"], event["model"]) for event in found} == {("chat", "parrot")}
     assert {event["images"] for event in found} == {1}
-    assert 451 * 300 in {event["pixels"] for event in found}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
