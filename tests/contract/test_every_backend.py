@@ -52,7 +52,8 @@ async def loaded(spec: ModelSpec) -> AsyncIterator[Backend]:
     cache = Weights(user_cache_path("inferhub", appauthor=False))
     options = dict(spec.options)
     for option in kind.further_weights:
-        options[option] = str(cache.resolve(getattr(check_options(kind, spec), option)))
+        if name := getattr(check_options(kind, spec), option):
+            options[option] = str(cache.resolve(name))
     backend = kind(replace(spec, options=options), cache.resolve(spec.weights) if spec.weights else None)
     await backend.load()
     try:
