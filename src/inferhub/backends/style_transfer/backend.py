@@ -44,7 +44,7 @@ class StyleTransferOptions(msgspec.Struct, forbid_unknown_fields=True, frozen=Tr
 
     max_side: Annotated[int, Meta(ge=64, le=2048)] = 1024
     """Pixels at the longer side that are painted; the result is then brought to the picture's own size.
-    1024 take 0.7 GB for a moment."""
+    Memory grows with its square."""
     threads: Annotated[int, Meta(ge=1)] | None = None
     """Half the cores, because the other half serves the requests."""
 

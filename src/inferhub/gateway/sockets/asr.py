@@ -31,7 +31,7 @@ from inferhub.gateway.sockets.asr_events import (
     Start,
 )
 from inferhub.gateway.sockets.live import Listening, LiveCall, Reporter
-from inferhub.gateway.sockets.socket import Socket, SocketEnded
+from inferhub.gateway.sockets.socket import Socket, attend
 from inferhub.gateway.sockets.switchboard import Caller, PlainDoor
 from inferhub.modalities.transcription import TranscriptDelta
 
@@ -51,16 +51,7 @@ class AsrEndpoint:
         return _encode(Error(error=problem_of(error)))
 
     async def serve(self, socket: Socket, caller: Caller) -> None:
-        session = _Session(self._listening, socket, caller)
-        try:
-            while True:
-                await session.take(await socket.receive())
-        except SocketEnded as ended:
-            if ended.is_gentle:
-                await session.finish()
-            raise
-        finally:
-            await session.stop()
+        await attend(socket, _Session(self._listening, socket, caller))
 
 
 class _Session:

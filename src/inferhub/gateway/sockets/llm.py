@@ -29,7 +29,7 @@ from inferhub.gateway.payload import ClientGone, explain, parse_request, read_ob
 from inferhub.gateway.places import placing
 from inferhub.gateway.problems import problem_of
 from inferhub.gateway.sockets.live import Listening
-from inferhub.gateway.sockets.socket import Socket, SocketEnded
+from inferhub.gateway.sockets.socket import Socket, attend
 from inferhub.gateway.sockets.switchboard import Caller, PlainDoor
 from inferhub.modalities.base import Envelope, Problem, wants_stream
 from inferhub.wire.sse import SseParser
@@ -106,16 +106,7 @@ class LlmEndpoint:
         return _encode(ErrorEvent(error=problem_of(error)))
 
     async def serve(self, socket: Socket, caller: Caller) -> None:
-        session = _Session(self._given, socket, caller)
-        try:
-            while True:
-                await session.take(await socket.receive())
-        except SocketEnded as ended:
-            if ended.is_gentle:
-                await session.finish()
-            raise
-        finally:
-            await session.stop()
+        await attend(socket, _Session(self._given, socket, caller))
 
 
 class _Session:

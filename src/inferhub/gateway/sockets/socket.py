@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Protocol
 
 from inferhub.core.errors import InferHubError, Invalid
 from inferhub.gateway.answer import Connection
@@ -105,3 +105,29 @@ class Socket:
         short = reason.encode()[:120].decode(errors="ignore")
         with contextlib.suppress(OSError, RuntimeError):
             await self._send({"type": "websocket.close", "code": code, "reason": short})
+
+
+class Session(Protocol):
+    """What is said on one connection."""
+
+    async def take(self, message: str | bytes) -> None:
+        """One message; whatever is wrong with it is answered, not raised."""
+
+    async def finish(self) -> None:
+        """Returns when what is under way is over."""
+
+    async def stop(self) -> None:
+        """Ends what is under way, at once."""
+
+
+async def attend(socket: Socket, session: Session) -> None:
+    """Hand over each message until the connection ends. Raises `SocketEnded` or `ClientGone`."""
+    try:
+        while True:
+            await session.take(await socket.receive())
+    except SocketEnded as ended:
+        if ended.is_gentle:
+            await session.finish()
+        raise
+    finally:
+        await session.stop()

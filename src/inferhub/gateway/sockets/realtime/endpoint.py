@@ -19,7 +19,7 @@ from inferhub.gateway.sockets.live import Listening
 from inferhub.gateway.sockets.realtime.config import Session, changed
 from inferhub.gateway.sockets.realtime.secrets import PREFIX, ClientSecrets
 from inferhub.gateway.sockets.realtime.session import RealtimeSession, encode, error_event
-from inferhub.gateway.sockets.socket import Socket, SocketEnded
+from inferhub.gateway.sockets.socket import Socket, attend
 from inferhub.gateway.sockets.switchboard import Caller, PlainDoor
 
 _KEY_TTL_S = 600
@@ -51,16 +51,8 @@ class RealtimeEndpoint:
             assert given is not None  # noqa: S101 - it is by default
             given.model = caller.query["model"]
         realtime = RealtimeSession(self._given, caller, session, socket.send)
-        try:
-            await realtime.begin()
-            while True:
-                await realtime.take(await socket.receive())
-        except SocketEnded as ended:
-            if ended.is_gentle:
-                await realtime.finish()
-            raise
-        finally:
-            await realtime.stop()
+        await realtime.begin()
+        await attend(socket, realtime)
 
 
 class _Door:
