@@ -57,8 +57,9 @@ conformance: $(DEV) weights  ## ask every vendor's double everything, and write 
 	$(PY) -m inferhub.testing.conformance docs/reference
 
 proto: $(DEV)  ## write the gRPC code again
-	$(PY) -m grpc_tools.protoc -I inferhub/transport/_pb=proto/inferhub/worker/v1 --python_out=src \
-	  --pyi_out=src --grpc_python_out=src inferhub/transport/_pb/worker.proto
+	$(PY) -m grpc_tools.protoc -I inferhub/transport/_pb=proto/inferhub/worker/v1 \
+	  -I inferhub/transport/_pb=proto/inferhub/orchestrator/v1 --python_out=src --pyi_out=src \
+	  --grpc_python_out=src inferhub/transport/_pb/worker.proto inferhub/transport/_pb/orchestrator.proto
 
 # Locks pin versions and hashes but no address: any package index serves them.
 COMPILE = $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes \

@@ -23,6 +23,7 @@ from inferhub.modalities import modalities
 from inferhub.modalities.chat import ChatDelta, FunctionDelta, TokenLogprob, ToolCallDelta, TopLogprob
 from inferhub.modalities.embedding import EmbeddingDelta
 from inferhub.transport import codec as wire
+from inferhub.transport import codec_models as nouns
 from inferhub.transport._pb import worker_pb2 as pb
 from inferhub.transport.codec import Codec
 
@@ -179,8 +180,8 @@ def test_a_workers_status_comes_back_whole() -> None:
     )
     devices = (DeviceStatus("cpu", "Some CPU", 2**40, 2**39),)
     for status in (WorkerStatus("w", ()), WorkerStatus("w-1", models, devices, draining=True)):
-        message = pb.WorkerStatus.FromString(wire.encode_worker(status).SerializeToString())
-        assert wire.decode_worker(message) == status
+        message = pb.WorkerStatus.FromString(nouns.encode_worker(status).SerializeToString())
+        assert nouns.decode_worker(message) == status
 
 
 def test_the_generated_code_fits_the_proto_file(tmp_path: Path) -> None:

@@ -6,14 +6,14 @@ A backend never sees a queue, a socket of ours or another backend.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 import msgspec
 
 from inferhub.core.call import Call, Delta, Finished
-from inferhub.core.errors import SetupError
+from inferhub.core.errors import InferHubError, SetupError
 from inferhub.core.models import Capability, Load, ModelSpec
 
 
@@ -83,6 +83,32 @@ class Backend(ABC):
 
     async def unload(self) -> None:  # noqa: B027 - most backends have nothing to free
         """Free what `load` took. Called once, with no `run` in flight."""
+
+
+class BatchBackend(Backend):
+    """A backend that computes several calls together: the worker collects them, and calls `run_batch` alone.
+
+    `run` stays for calls of modalities that are not in `batches`, and for those that stream.
+    """
+
+    batches: ClassVar[frozenset[str]]
+    """Modalities whose calls may share a batch, each with its own kind."""
+    default_max_batch: ClassVar[int] = 32
+    """Calls of one batch at most."""
+
+    @abstractmethod
+    async def run_batch(self, calls: Sequence[Call]) -> Sequence[BatchResult]:
+        """The answers in the order of the calls, which all have one modality. One call's own failure is its
+        `InferHubError`; what is raised concerns the batch as a whole, whose calls are then tried in halves.
+        Raises `OutOfMemory` where fewer would fit. Cancelled when none of the calls is wanted any more."""
+
+    def length(self, call: Call) -> float:
+        """What calls of one batch should have alike, because the shorter ones are padded to the longest."""
+        return call.cost
+
+
+BatchResult = Sequence[Delta | Finished] | InferHubError
+"""All chunks of one answer, `Finished` last; or why there is none."""
 
 
 def check_options(backend: type[Backend], spec: ModelSpec) -> msgspec.Struct:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal
+from enum import IntEnum
 from typing import Any, Literal
 
 from inferhub.core.clock import new_id
@@ -87,6 +88,16 @@ Ring = Callable[["Call", Emit, Handler], Awaitable[None]]
 """Behaviour around a handler: may change the call, wrap `emit`, refuse, or retry."""
 
 
+class Criticality(IntEnum):
+    """Who waits and who is refused first when there is more work than room; lower goes first."""
+
+    REALTIME = 0
+    """Somebody listens: live speech."""
+    INTERACTIVE = 1
+    BATCH = 2
+    """May come later; the first to be refused."""
+
+
 @dataclass(frozen=True, slots=True)
 class Native:
     """A request in another dialect than its modality's own, as its client wrote it."""
@@ -155,6 +166,11 @@ class Call:
     """Calls with the same one are better answered by the same endpoint."""
     resume: str = ""
     """What the client has of the answer already: the rest of it is asked for, and nothing of it again."""
+    criticality: Criticality = Criticality.INTERACTIVE
+    cost: float = 0.0
+    """Cost units of the work (`Modality.cost`), the same for gateway and worker; 0: not counted yet."""
+    prefixes: tuple[int, ...] = ()
+    """Hashes of ever longer beginnings of the prompt, the shortest first; empty where nobody needs them."""
     reservation: Reservation | None = None
     """What admission reserved of the caller's limits."""
     cache: Literal["auto", "on", "off", "semantic"] = "auto"

@@ -8,7 +8,8 @@ InferHubError
 │   ├── Unauthenticated
 │   ├── Forbidden
 │   ├── NotFound
-│   │   └── ModelNotFound
+│   │   ├── ModelNotFound
+│   │   └── UnknownWorker
 │   ├── MethodNotAllowed
 │   ├── Conflict
 │   ├── TooLarge
@@ -20,6 +21,7 @@ InferHubError
 ├── ServingError
 │   ├── NoEndpoint
 │   ├── Overloaded
+│   │   └── OutOfMemory
 │   ├── EndpointLost
 │   ├── UpstreamFailed
 │   │   └── UpstreamDenied
@@ -83,6 +85,8 @@ class InferHubError(Exception):
         """What was tried before the attempt that ended with this error."""
         self.readings: tuple[Reading, ...] = ()
         """How full the caller's limits are, where admission looked at them."""
+        self.pending_s: float | None = None
+        """Of a refusal for lack of room: how long what the worker has already will take it."""
         super().__init__(self.message)
 
 
@@ -146,6 +150,12 @@ class ModelNotFound(NotFound):
     """No model or route has this name."""
 
     code = "model_not_found"
+
+
+class UnknownWorker(NotFound):
+    """The orchestrator does not know this worker, or this life of it; it has to register."""
+
+    code = "unknown_worker"
 
 
 class MethodNotAllowed(RequestError):
@@ -225,6 +235,12 @@ class Overloaded(ServingError):
     code = "overloaded"
     type = "overloaded_error"
     http = 503
+
+
+class OutOfMemory(Overloaded):
+    """The engine's memory does not hold so much work at once."""
+
+    code = "out_of_memory"
 
 
 class EndpointLost(ServingError):

@@ -59,6 +59,12 @@ class ModelSpec:
     """The backend's own settings, checked against its `Options` struct. May hold a vendor's key."""
     load: Load | None = None
     """None leaves it to the backend. On demand it may also be unloaded again when memory is short."""
+    pinned: bool = False
+    """Never unloaded to make room, nor for being idle."""
+    idle_ttl_s: float | None = None
+    """Unloaded after so long without a call; None: only when room is needed."""
+    max_batch: int = 0
+    """Calls that are computed together at most, where the backend can; 0 leaves it to the backend."""
 
     @property
     def public_name(self) -> str:
@@ -81,6 +87,18 @@ class ModelStatus:
     """False while a model on demand waits for its first call."""
     memory_bytes: int = 0
     """What its own process takes, measured after it was loaded; 0 where it has none or is not loaded."""
+    loading: bool = False
+    pending_cost: float = 0.0
+    """Cost units (`Modality.cost`) of all calls that wait or run."""
+    s_per_cost: float = 0.0
+    """Seconds until one cost unit is done while the model is busy, all slots together; 0: not known."""
+    prefixes: tuple[int, ...] = ()
+    """Hashes of the prompts' beginnings that were answered lately, of which the engine may keep its state."""
+
+    @property
+    def pending_s(self) -> float:
+        """How long what waits and runs will take; unlike a count, comparable between unlike machines."""
+        return self.pending_cost * self.s_per_cost
 
     def capability(self, modality: str) -> Capability | None:
         return next((c for c in self.capabilities if c.modality == modality), None)

@@ -6,7 +6,7 @@ knows a modality by name. Called at the door (check, requires) and by `gateway/a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
@@ -110,9 +110,32 @@ class Modality:
     """(request, whether it is streamed) → what the answer is; None: JSON, or server-sent events."""
     howto: str = ""
     """Page that says how to add a model, for whoever asks while there is none."""
+    prefix: Callable[[Any], Iterable[bytes]] | None = None
+    """(request) → the pieces of what the model reads, in its order, where engines keep the state of how a
+    prompt begins; None where they keep none."""
     wishes: Callable[[Any], Mapping[str, frozenset[str]]] | None = None
     """(request) → parameters that are left out, and reported as ignored, where the model has none of the
     features named with them."""
+
+    def cost(self, request: Any, media: Sequence[Media], body_bytes: int) -> float:
+        """How much work a call is, in this modality's unit: tokens, seconds of sound, characters, megapixels.
+
+        The same on gateway and worker, and never 0. Seconds per unit are measured: only proportions matter.
+        """
+        if media and self.estimate_media is not None:
+            return cost_of(self.estimate_media(media))
+        return cost_of(self.estimate(request, body_bytes))
+
+
+def cost_of(usage: Usage) -> float:
+    """Cost units of an estimate, of the first kind of work that it names."""
+    if usage.input_tokens or usage.output_tokens:
+        return max(1.0, usage.input_tokens + usage.output_tokens)
+    if usage.characters:
+        return float(usage.characters)
+    if usage.audio_ms:
+        return max(0.1, usage.audio_ms / 1000)
+    return max(1.0, usage.pixels / 1e6)
 
 
 def wants_stream(request: Any) -> bool:

@@ -6,43 +6,21 @@ A setting that nothing reads does not belong here.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from platformdirs import user_cache_path, user_data_path
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    SecretStr,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from inferhub.settings.fleet import FleetSettings
+from inferhub.settings.types import (
+    EgressEntry,
+    ModalityName,
+    Port,
+    Seconds,
+    SecondsOrZero,
+    Secret,
 )
-
-_ADDRESS = re.compile(r"(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):(\d{1,5})")
-
-
-def _check_address(value: str) -> str:
-    match = _ADDRESS.fullmatch(value)
-    if not match or int(match[1]) > 65535:
-        raise ValueError("not HOST:PORT")
-    return value
-
-
-Address = Annotated[str, AfterValidator(_check_address), Field(json_schema_extra={"allowed": "HOST:PORT"})]
-EgressEntry = Annotated[
-    str, Field(min_length=1, max_length=300, json_schema_extra={"allowed": "HOST[:PORT] or NETWORK/BITS"})
-]
-ModalityName = Annotated[
-    str, Field(min_length=1, max_length=40, json_schema_extra={"allowed": "the name of a modality"})
-]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
-SecondsOrZero = Annotated[float, Field(ge=0, le=86_400)]
-Secret = Annotated[SecretStr, Field(min_length=16, max_length=4096)]
 
 
 def _beside_catalog(values: dict[str, Any], file: str) -> str:
@@ -53,10 +31,8 @@ def _beside_catalog(values: dict[str, Any], file: str) -> str:
     return f"sqlite:///{values.get('data_dir', '.')}/{file}"
 
 
-class Settings(BaseModel):
+class Settings(FleetSettings):
     """How one process runs. Frozen; `settings.loader` is the only maker outside tests."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True)
 
     config: Path | None = Field(
         None,
@@ -69,9 +45,6 @@ class Settings(BaseModel):
     port: Port = Field(8000, description="Port the gateway listens on; 0 takes any free one.")
     metrics_host: str = Field("127.0.0.1", min_length=1, description="Address `/metrics` listens on.")
     metrics_port: Port = Field(9464, description="Port of `/metrics`; 0 takes any free one.")
-    worker_listen: Address = Field(
-        "127.0.0.1:50051", description="Where `inferhub worker` listens for gateways (gRPC)."
-    )
 
     # --- where it keeps things --------------------------------------------------------------------
     data_dir: Path = Field(
@@ -356,21 +329,7 @@ class Settings(BaseModel):
         json_schema_extra={"default_text": "60 % of the memory of this machine or its container"},
     )
 
-    # --- gateway and workers ----------------------------------------------------------------------
-    processes: int = Field(
-        1,
-        ge=1,
-        le=64,
-        description="Processes of `inferhub gateway` that share its port; about one for each CPU core.",
-    )
-    worker: tuple[Address, ...] = Field((), description="Workers that `inferhub gateway` sends calls to.")
-    worker_id: str | None = Field(
-        None,
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$",
-        description="Name of this worker in headers, logs and metrics.",
-        json_schema_extra={"default_text": "made of host name and port"},
-    )
-    worker_refresh_s: Seconds = Field(0.5, description="How often a gateway asks each worker for its state.")
+    # --- how it tries again -----------------------------------------------------------------------
     max_attempts: int = Field(
         3,
         ge=1,
@@ -429,5 +388,5 @@ class Settings(BaseModel):
 SECRETS = frozenset({"pepper", "worker_token"})
 """Never shown; may also be given as `NAME_file`, the path of a file that holds the value."""
 
-LISTS = frozenset({"cors_origins", "egress_allow", "modalities", "worker"})
+LISTS = frozenset({"cors_origins", "egress_allow", "labels", "modalities", "orchestrator", "worker"})
 """Separated by commas where only text can be given."""

@@ -1,4 +1,4 @@
-"""Our nouns to protobuf and back, for `grpc` and for the strict mode of `local`. Pure: no I/O.
+"""Calls, chunks and errors to protobuf and back, for `grpc` and for the strict mode of `local`. Pure: no I/O.
 
 What a client or a modality says is open-ended and travels as JSON bytes; the types to read it with
 are handed in, because this room does not know the modalities.
@@ -6,18 +6,17 @@ are handed in, because this room does not know the modalities.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Protocol
 
 import msgspec
 
 from inferhub.core import errors
-from inferhub.core.call import Call, Chunk, Delta, Finished, Frame, Media, Native, Started
+from inferhub.core.call import Call, Chunk, Criticality, Delta, Finished, Frame, Media, Native, Started
 from inferhub.core.errors import InferHubError, Invalid, ServingError, UpstreamFailed
-from inferhub.core.models import Capability, Load, ModelSpec, ModelStatus, Voice
-from inferhub.core.serving import DeviceStatus, WorkerStatus
 from inferhub.core.tenancy import Principal, Role
 from inferhub.core.usage import Usage
 from inferhub.transport._pb import worker_pb2 as pb
@@ -52,13 +51,16 @@ class Codec:
             modality=call.modality,
             model=call.model,
             body=call.body,
-            principal=pb.Principal(key_id=call.principal.key_id, role=call.principal.role.value),
+            principal=_principal_message(call.principal),
             remaining_s=call.deadline_s - time.monotonic(),
             stream=call.stream,
             key=call.key,
             native=pb.Native(dialect=call.native.dialect, body=call.native.body) if call.native else None,
             resume=call.resume,
             media=[pb.Media(field=m.field, data=m.data, kind=m.kind, name=m.name) for m in call.media],
+            criticality=call.criticality,
+            cost=call.cost,
+            prefixes=call.prefixes,
         )
 
     def decode_call(self, message: pb.InferRequest, traceparent: str | None) -> Call:
@@ -78,7 +80,7 @@ class Codec:
             model=message.model,
             request=request,
             body=message.body,
-            principal=Principal(message.principal.key_id, role),
+            principal=Principal(message.principal.key_id, role, message.principal.tenant_id),
             deadline_s=time.monotonic() + message.remaining_s,
             stream=message.stream,
             traceparent=traceparent,
@@ -88,6 +90,9 @@ class Codec:
             else None,
             resume=message.resume,
             media=tuple(Media(m.field, m.data, m.kind, m.name) for m in message.media),
+            criticality=_criticality(message),
+            cost=message.cost if 0 <= message.cost < math.inf else 0.0,
+            prefixes=tuple(message.prefixes),
         )
 
     def encode_chunk(self, chunk: Chunk) -> pb.Chunk:
@@ -154,17 +159,20 @@ def encode_error(error: InferHubError) -> pb.Error:
         param=None if error.param is None else _clean(error.param),
         wire_code=_clean(error.wire_code),
         retry_after_s=error.retry_after_s,
+        pending_s=error.pending_s,
     )
 
 
 def decode_error(message: pb.Error) -> InferHubError:
     """The error as the class it was; a code of a newer version becomes a `ServingError`."""
-    return _ERRORS.get(message.code, ServingError)(
+    error = _ERRORS.get(message.code, ServingError)(
         message.message,
         param=message.param if message.HasField("param") else None,
         code=message.wire_code,
         retry_after_s=message.retry_after_s if message.HasField("retry_after_s") else None,
     )
+    error.pending_s = message.pending_s if message.HasField("pending_s") else None
+    return error
 
 
 def _clean(text: str) -> str:
@@ -172,121 +180,14 @@ def _clean(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-# --- models and workers ------------------------------------------------------------------------
+def _principal_message(principal: Principal) -> pb.Principal:
+    return pb.Principal(key_id=principal.key_id, role=principal.role.value, tenant_id=principal.tenant_id)
 
 
-_LOADS: dict[str, Load] = {"start": "start", "demand": "demand"}
-
-
-def encode_spec(spec: ModelSpec) -> pb.ModelSpec:
-    return pb.ModelSpec(
-        name=spec.name,
-        backend=spec.backend,
-        weights=spec.weights,
-        device=spec.device,
-        slots=spec.slots,
-        queue_limit=spec.queue_limit,
-        options=_encode_json(dict(spec.options)),
-        load=spec.load or "",
-    )
-
-
-def decode_spec(message: pb.ModelSpec) -> ModelSpec:
-    try:
-        options = msgspec.json.decode(message.options or b"{}", type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise Invalid(f"The options of model {message.name!r} cannot be read: {error}") from error
-    return ModelSpec(
-        name=message.name,
-        backend=message.backend,
-        weights=message.weights if message.HasField("weights") else None,
-        device=message.device,
-        slots=message.slots,
-        queue_limit=message.queue_limit,
-        options=options,
-        load=_LOADS.get(message.load),
-    )
-
-
-def encode_model(model: ModelStatus) -> pb.ModelStatus:
-    return pb.ModelStatus(
-        spec=encode_spec(model.spec),
-        capabilities=[
-            pb.Capability(
-                modality=c.modality,
-                features=sorted(c.features),
-                context_tokens=c.context_tokens,
-                dimensions=c.dimensions,
-                voices=[
-                    pb.Voice(id=v.id, language=v.language, gender=v.gender, aliases=v.aliases)
-                    for v in c.voices
-                ],
-            )
-            for c in model.capabilities
-        ],
-        device=model.device,
-        running=model.running,
-        queued=model.queued,
-        ready=model.ready,
-        loaded=model.loaded,
-        memory_bytes=model.memory_bytes,
-    )
-
-
-def decode_model(message: pb.ModelStatus) -> ModelStatus:
-    return ModelStatus(
-        spec=decode_spec(message.spec),
-        capabilities=tuple(
-            Capability(
-                modality=c.modality,
-                features=frozenset(c.features),
-                context_tokens=c.context_tokens if c.HasField("context_tokens") else None,
-                dimensions=c.dimensions if c.HasField("dimensions") else None,
-                voices=tuple(_voice(v) for v in c.voices),
-            )
-            for c in message.capabilities
-        ),
-        device=message.device,
-        running=message.running,
-        queued=message.queued,
-        ready=message.ready,
-        loaded=message.loaded,
-        memory_bytes=message.memory_bytes,
-    )
-
-
-def _voice(message: pb.Voice) -> Voice:
-    gender = message.gender if message.gender in ("female", "male") else "neutral"
-    known = cast("Literal['female', 'male', 'neutral']", gender)
-    return Voice(message.id, message.language, known, tuple(message.aliases))
-
-
-def encode_worker(worker: WorkerStatus) -> pb.WorkerStatus:
-    return pb.WorkerStatus(
-        id=worker.id,
-        models=[encode_model(model) for model in worker.models],
-        devices=[
-            pb.DeviceStatus(
-                id=d.id,
-                name=d.name,
-                memory_total_bytes=d.memory_total_bytes,
-                memory_free_bytes=d.memory_free_bytes,
-            )
-            for d in worker.devices
-        ],
-        draining=worker.draining,
-    )
-
-
-def decode_worker(message: pb.WorkerStatus) -> WorkerStatus:
-    return WorkerStatus(
-        id=message.id,
-        models=tuple(decode_model(model) for model in message.models),
-        devices=tuple(
-            DeviceStatus(d.id, d.name, d.memory_total_bytes, d.memory_free_bytes) for d in message.devices
-        ),
-        draining=message.draining,
-    )
+def _criticality(message: pb.InferRequest) -> Criticality:
+    if not message.HasField("criticality"):
+        return Criticality.INTERACTIVE
+    return Criticality(min(message.criticality, Criticality.BATCH))
 
 
 def _usage_message(usage: Usage) -> pb.Usage:

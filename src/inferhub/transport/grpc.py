@@ -30,6 +30,7 @@ from inferhub.core.errors import (
 from inferhub.core.models import ModelSpec, ModelStatus
 from inferhub.core.serving import WorkerStatus
 from inferhub.transport import codec as wire
+from inferhub.transport import codec_models as nouns
 from inferhub.transport._pb import worker_pb2 as pb
 from inferhub.transport._pb.worker_pb2_grpc import WorkerStub
 from inferhub.transport.codec import Codec
@@ -107,16 +108,16 @@ class GrpcTransport:
             rpc.cancel()
 
     async def load(self, spec: ModelSpec) -> ModelStatus:
-        request = pb.LoadRequest(spec=wire.encode_spec(spec))
+        request = pb.LoadRequest(spec=nouns.encode_spec(spec))
         reply = await self._ask(self._stub.Load, request, self._limits.load_timeout_s)
-        return wire.decode_model(reply.model)
+        return nouns.decode_model(reply.model)
 
     async def unload(self, name: str) -> None:
         await self._ask(self._stub.Unload, pb.UnloadRequest(name=name), self._limits.unload_timeout_s)
 
     async def status(self) -> WorkerStatus:
         reply = await self._ask(self._stub.Status, pb.StatusRequest(), self._limits.status_timeout_s)
-        return wire.decode_worker(reply.worker)
+        return nouns.decode_worker(reply.worker)
 
     async def drain(self, grace_s: float) -> None:
         timeout_s = grace_s + self._limits.unload_timeout_s

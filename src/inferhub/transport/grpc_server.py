@@ -23,6 +23,7 @@ from inferhub.core.call import Frame
 from inferhub.core.errors import InferHubError, InternalError, PortTaken, SetupError
 from inferhub.telemetry.ports import holder
 from inferhub.transport import codec as wire
+from inferhub.transport import codec_models as nouns
 from inferhub.transport._pb import worker_pb2 as pb
 from inferhub.transport._pb import worker_pb2_grpc as pb_grpc
 from inferhub.transport.base import Transport
@@ -128,8 +129,8 @@ class _Servicer(pb_grpc.WorkerServicer):
 
     async def Load(self, request: pb.LoadRequest, context: Any) -> pb.LoadReply:  # noqa: N802
         async def load() -> pb.LoadReply:
-            status = await self._worker.load(wire.decode_spec(request.spec))
-            return pb.LoadReply(model=wire.encode_model(status))
+            status = await self._worker.load(nouns.decode_spec(request.spec))
+            return pb.LoadReply(model=nouns.encode_model(status))
 
         return await _replied(load, pb.LoadReply)
 
@@ -150,7 +151,7 @@ class _Servicer(pb_grpc.WorkerServicer):
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:  # noqa: N802
         async def status() -> pb.StatusReply:
-            return pb.StatusReply(worker=wire.encode_worker(await self._worker.status()))
+            return pb.StatusReply(worker=nouns.encode_worker(await self._worker.status()))
 
         return await _replied(status, pb.StatusReply)
 

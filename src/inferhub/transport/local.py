@@ -14,6 +14,7 @@ from inferhub.core.errors import InferHubError
 from inferhub.core.models import ModelSpec, ModelStatus
 from inferhub.core.serving import WorkerStatus
 from inferhub.transport import codec as wire
+from inferhub.transport import codec_models as nouns
 from inferhub.transport._pb import worker_pb2 as pb
 from inferhub.transport.base import Transport
 from inferhub.transport.codec import Codec
@@ -50,9 +51,9 @@ class LocalTransport:
     async def load(self, spec: ModelSpec) -> ModelStatus:
         if self._strict is None:
             return await self._worker.load(spec)
-        copy = wire.decode_spec(pb.ModelSpec.FromString(wire.encode_spec(spec).SerializeToString()))
-        status = wire.encode_model(await _strictly(self._worker.load, copy))
-        return wire.decode_model(pb.ModelStatus.FromString(status.SerializeToString()))
+        copy = nouns.decode_spec(pb.ModelSpec.FromString(nouns.encode_spec(spec).SerializeToString()))
+        status = nouns.encode_model(await _strictly(self._worker.load, copy))
+        return nouns.decode_model(pb.ModelStatus.FromString(status.SerializeToString()))
 
     async def unload(self, name: str) -> None:
         await _strictly(self._worker.unload, name)
@@ -61,7 +62,9 @@ class LocalTransport:
         status = await self._worker.status()
         if self._strict is None:
             return status
-        return wire.decode_worker(pb.WorkerStatus.FromString(wire.encode_worker(status).SerializeToString()))
+        return nouns.decode_worker(
+            pb.WorkerStatus.FromString(nouns.encode_worker(status).SerializeToString())
+        )
 
     async def drain(self, grace_s: float) -> None:
         await self._worker.drain(grace_s)

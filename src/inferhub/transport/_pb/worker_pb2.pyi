@@ -7,7 +7,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class InferRequest(_message.Message):
-    __slots__ = ("call_id", "modality", "model", "body", "principal", "remaining_s", "stream", "key", "native", "resume", "media")
+    __slots__ = ("call_id", "modality", "model", "body", "principal", "remaining_s", "stream", "key", "native", "resume", "media", "criticality", "cost", "prefixes")
     CALL_ID_FIELD_NUMBER: _ClassVar[int]
     MODALITY_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -19,6 +19,9 @@ class InferRequest(_message.Message):
     NATIVE_FIELD_NUMBER: _ClassVar[int]
     RESUME_FIELD_NUMBER: _ClassVar[int]
     MEDIA_FIELD_NUMBER: _ClassVar[int]
+    CRITICALITY_FIELD_NUMBER: _ClassVar[int]
+    COST_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     call_id: str
     modality: str
     model: str
@@ -30,7 +33,10 @@ class InferRequest(_message.Message):
     native: Native
     resume: str
     media: _containers.RepeatedCompositeFieldContainer[Media]
-    def __init__(self, call_id: _Optional[str] = ..., modality: _Optional[str] = ..., model: _Optional[str] = ..., body: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., remaining_s: _Optional[float] = ..., stream: _Optional[bool] = ..., key: _Optional[str] = ..., native: _Optional[_Union[Native, _Mapping]] = ..., resume: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Media, _Mapping]]] = ...) -> None: ...
+    criticality: int
+    cost: float
+    prefixes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, call_id: _Optional[str] = ..., modality: _Optional[str] = ..., model: _Optional[str] = ..., body: _Optional[bytes] = ..., principal: _Optional[_Union[Principal, _Mapping]] = ..., remaining_s: _Optional[float] = ..., stream: _Optional[bool] = ..., key: _Optional[str] = ..., native: _Optional[_Union[Native, _Mapping]] = ..., resume: _Optional[str] = ..., media: _Optional[_Iterable[_Union[Media, _Mapping]]] = ..., criticality: _Optional[int] = ..., cost: _Optional[float] = ..., prefixes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Media(_message.Message):
     __slots__ = ("field", "data", "kind", "name")
@@ -69,12 +75,14 @@ class Native(_message.Message):
     def __init__(self, dialect: _Optional[str] = ..., body: _Optional[bytes] = ...) -> None: ...
 
 class Principal(_message.Message):
-    __slots__ = ("key_id", "role")
+    __slots__ = ("key_id", "role", "tenant_id")
     KEY_ID_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
+    TENANT_ID_FIELD_NUMBER: _ClassVar[int]
     key_id: str
     role: str
-    def __init__(self, key_id: _Optional[str] = ..., role: _Optional[str] = ...) -> None: ...
+    tenant_id: str
+    def __init__(self, key_id: _Optional[str] = ..., role: _Optional[str] = ..., tenant_id: _Optional[str] = ...) -> None: ...
 
 class InferReply(_message.Message):
     __slots__ = ("chunks", "error")
@@ -131,21 +139,23 @@ class Usage(_message.Message):
     def __init__(self, input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., source: _Optional[str] = ..., audio_ms: _Optional[int] = ..., characters: _Optional[int] = ..., images: _Optional[int] = ..., pixels: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("code", "message", "param", "wire_code", "retry_after_s")
+    __slots__ = ("code", "message", "param", "wire_code", "retry_after_s", "pending_s")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PARAM_FIELD_NUMBER: _ClassVar[int]
     WIRE_CODE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
+    PENDING_S_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     param: str
     wire_code: str
     retry_after_s: float
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ..., wire_code: _Optional[str] = ..., retry_after_s: _Optional[float] = ...) -> None: ...
+    pending_s: float
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ..., wire_code: _Optional[str] = ..., retry_after_s: _Optional[float] = ..., pending_s: _Optional[float] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
-    __slots__ = ("name", "backend", "weights", "device", "slots", "queue_limit", "options", "load")
+    __slots__ = ("name", "backend", "weights", "device", "slots", "queue_limit", "options", "load", "pinned", "idle_ttl_s", "max_batch")
     NAME_FIELD_NUMBER: _ClassVar[int]
     BACKEND_FIELD_NUMBER: _ClassVar[int]
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
@@ -154,6 +164,9 @@ class ModelSpec(_message.Message):
     QUEUE_LIMIT_FIELD_NUMBER: _ClassVar[int]
     OPTIONS_FIELD_NUMBER: _ClassVar[int]
     LOAD_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    IDLE_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_BATCH_FIELD_NUMBER: _ClassVar[int]
     name: str
     backend: str
     weights: str
@@ -162,7 +175,10 @@ class ModelSpec(_message.Message):
     queue_limit: int
     options: bytes
     load: str
-    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., weights: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., queue_limit: _Optional[int] = ..., options: _Optional[bytes] = ..., load: _Optional[str] = ...) -> None: ...
+    pinned: bool
+    idle_ttl_s: float
+    max_batch: int
+    def __init__(self, name: _Optional[str] = ..., backend: _Optional[str] = ..., weights: _Optional[str] = ..., device: _Optional[str] = ..., slots: _Optional[int] = ..., queue_limit: _Optional[int] = ..., options: _Optional[bytes] = ..., load: _Optional[str] = ..., pinned: _Optional[bool] = ..., idle_ttl_s: _Optional[float] = ..., max_batch: _Optional[int] = ...) -> None: ...
 
 class Capability(_message.Message):
     __slots__ = ("modality", "features", "context_tokens", "dimensions", "voices")
@@ -191,7 +207,7 @@ class Voice(_message.Message):
     def __init__(self, id: _Optional[str] = ..., language: _Optional[str] = ..., gender: _Optional[str] = ..., aliases: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ModelStatus(_message.Message):
-    __slots__ = ("spec", "capabilities", "device", "running", "queued", "ready", "loaded", "memory_bytes")
+    __slots__ = ("spec", "capabilities", "device", "running", "queued", "ready", "loaded", "memory_bytes", "loading", "pending_cost", "s_per_cost", "prefixes")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     CAPABILITIES_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +216,10 @@ class ModelStatus(_message.Message):
     READY_FIELD_NUMBER: _ClassVar[int]
     LOADED_FIELD_NUMBER: _ClassVar[int]
     MEMORY_BYTES_FIELD_NUMBER: _ClassVar[int]
+    LOADING_FIELD_NUMBER: _ClassVar[int]
+    PENDING_COST_FIELD_NUMBER: _ClassVar[int]
+    S_PER_COST_FIELD_NUMBER: _ClassVar[int]
+    PREFIXES_FIELD_NUMBER: _ClassVar[int]
     spec: ModelSpec
     capabilities: _containers.RepeatedCompositeFieldContainer[Capability]
     device: str
@@ -208,7 +228,11 @@ class ModelStatus(_message.Message):
     ready: bool
     loaded: bool
     memory_bytes: int
-    def __init__(self, spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., capabilities: _Optional[_Iterable[_Union[Capability, _Mapping]]] = ..., device: _Optional[str] = ..., running: _Optional[int] = ..., queued: _Optional[int] = ..., ready: _Optional[bool] = ..., loaded: _Optional[bool] = ..., memory_bytes: _Optional[int] = ...) -> None: ...
+    loading: bool
+    pending_cost: float
+    s_per_cost: float
+    prefixes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, spec: _Optional[_Union[ModelSpec, _Mapping]] = ..., capabilities: _Optional[_Iterable[_Union[Capability, _Mapping]]] = ..., device: _Optional[str] = ..., running: _Optional[int] = ..., queued: _Optional[int] = ..., ready: _Optional[bool] = ..., loaded: _Optional[bool] = ..., memory_bytes: _Optional[int] = ..., loading: _Optional[bool] = ..., pending_cost: _Optional[float] = ..., s_per_cost: _Optional[float] = ..., prefixes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DeviceStatus(_message.Message):
     __slots__ = ("id", "name", "memory_total_bytes", "memory_free_bytes")
@@ -223,16 +247,35 @@ class DeviceStatus(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., memory_total_bytes: _Optional[int] = ..., memory_free_bytes: _Optional[int] = ...) -> None: ...
 
 class WorkerStatus(_message.Message):
-    __slots__ = ("id", "models", "devices", "draining")
+    __slots__ = ("id", "models", "devices", "draining", "address", "incarnation", "seq", "at_s", "labels", "version")
+    class LabelsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     ID_FIELD_NUMBER: _ClassVar[int]
     MODELS_FIELD_NUMBER: _ClassVar[int]
     DEVICES_FIELD_NUMBER: _ClassVar[int]
     DRAINING_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEQ_FIELD_NUMBER: _ClassVar[int]
+    AT_S_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     id: str
     models: _containers.RepeatedCompositeFieldContainer[ModelStatus]
     devices: _containers.RepeatedCompositeFieldContainer[DeviceStatus]
     draining: bool
-    def __init__(self, id: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., draining: _Optional[bool] = ...) -> None: ...
+    address: str
+    incarnation: int
+    seq: int
+    at_s: float
+    labels: _containers.ScalarMap[str, str]
+    version: str
+    def __init__(self, id: _Optional[str] = ..., models: _Optional[_Iterable[_Union[ModelStatus, _Mapping]]] = ..., devices: _Optional[_Iterable[_Union[DeviceStatus, _Mapping]]] = ..., draining: _Optional[bool] = ..., address: _Optional[str] = ..., incarnation: _Optional[int] = ..., seq: _Optional[int] = ..., at_s: _Optional[float] = ..., labels: _Optional[_Mapping[str, str]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class LoadRequest(_message.Message):
     __slots__ = ("spec",)
