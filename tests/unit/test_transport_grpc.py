@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -42,9 +43,10 @@ from inferhub.testing.calls import Collector, make_call
 from inferhub.transport import coalesce
 from inferhub.transport._pb import worker_pb2 as pb
 from inferhub.transport._pb.worker_pb2_grpc import WorkerStub
+from inferhub.transport.channel import Limits
 from inferhub.transport.coalesce import Coalescer
 from inferhub.transport.codec import Codec
-from inferhub.transport.grpc import GrpcTransport, Limits
+from inferhub.transport.grpc import GrpcTransport
 from inferhub.transport.grpc_server import WorkerServer, serve
 
 CODEC = Codec(modalities())
@@ -254,6 +256,44 @@ async def test_a_client_that_closes_ends_its_calls_as_endpoint_lost(net: Net) ->
         await transport.status()
 
 
+async def test_a_worker_that_ends_its_connections_fails_no_call(net: Net) -> None:
+    """Servers behind some networks close connections of a certain age, politely: GOAWAY, then grace."""
+    ages = (("grpc.max_connection_age_ms", 150), ("grpc.max_connection_age_grace_ms", 60_000))
+    may_end = asyncio.Event()
+    streams = 0
+
+    async def answer(call: Call, emit: Emit) -> None:
+        await emit(PIECE)
+        if call.stream:
+            await may_end.wait()
+        await emit(Finished(Usage()))
+
+    async def stream() -> None:
+        nonlocal streams
+        await transport.infer(make_call("chat", stream=True), Collector())
+        streams += 1
+
+    server = await net.serve(Peer(answer), options=ages)
+    transport = net.connect(server.port)
+    connections: set[int] = set()
+    async with asyncio.TaskGroup() as group:
+        long_ones = [group.create_task(stream()) for _ in range(5)]
+        async with asyncio.timeout(120):
+            while len(connections) < 6:
+                # Every one of these must succeed, whichever connection it meets.
+                await asyncio.gather(*(transport.infer(make_call("chat"), Collector()) for _ in range(8)))
+                connections |= open_connections(server.port)
+        assert not any(task.done() for task in long_ones)
+        may_end.set()
+    assert streams == 5, "calls under way end on the connection they began on"
+
+
+def open_connections(port: int | None) -> set[int]:
+    """By the port of the client's side."""
+    found = psutil.Process().net_connections(kind="tcp")
+    return {c.laddr.port for c in found if c.raddr and c.raddr.port == port}
+
+
 # --- cancellation, deadlines, failures ---------------------------------------------------------
 
 
@@ -444,7 +484,7 @@ async def test_a_fast_stream_shares_messages_and_its_first_chunk_goes_alone(net:
         await emit(Finished(Usage()))
 
     sizes = [len(reply.chunks) for reply in await messages(net, fast)]
-    assert sizes == [1, *[8] * 100, 1]
+    assert sizes == [1, *[32] * 25, 1]
 
 
 @pytest.mark.usefixtures("long_window")

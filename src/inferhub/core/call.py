@@ -74,6 +74,8 @@ class Finished:
     raw: bytes | None = None
     """As the upstream wrote it: the events that end a stream whose deltas have `raw`, or all of an answer
     that is not streamed."""
+    batch: int = 0
+    """How many calls were computed together, this one included; 0: it was in no batch."""
 
 
 Chunk = Started | Delta | Finished

@@ -63,6 +63,7 @@ class InferHubError(Exception):
     type: ClassVar[str] = "api_error"
     http: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    default_reason: ClassVar[str] = ""
 
     def __init__(
         self,
@@ -71,12 +72,16 @@ class InferHubError(Exception):
         param: str | None = None,
         code: str | None = None,
         retry_after_s: float | None = None,
+        reason: str | None = None,
     ) -> None:
+        """`reason` is one of `REASONS`, where the class has one."""
         self.message = message or inspect.cleandoc(type(self).__doc__ or "").partition("\n")[0]
         self.param = param
         self.wire_code = code or self.code
         """What clients see as `code`: finer than the class where OpenAI is finer."""
         self.retry_after_s = retry_after_s
+        self.reason = self.default_reason if reason is None else reason
+        """What was lacking, for programs that act on it: `x-inferhub-reason`. Empty where it was not room."""
         self.endpoint: str | None = None
         """Where it happened; the pipeline fills it in."""
         self.attempts = 1
@@ -88,6 +93,27 @@ class InferHubError(Exception):
         self.pending_s: float | None = None
         """Of a refusal for lack of room: how long what the worker has already will take it."""
         super().__init__(self.message)
+
+
+REASONS: dict[str, str] = {
+    "rate_limit": "A rate of the caller's own is used up for now.",
+    "quota": "A budget or an allowance of the caller's own is used up.",
+    "gateway_full": "The gateway process has as many calls as it may have.",
+    "concurrency_limit": "Every endpoint of the model has as many calls from here as it can answer soon.",
+    "shed_batch": "There is no room for work that may come later; more urgent calls are still taken.",
+    "queue_full": "The queue of the model, on its worker or at its upstream, is full.",
+    "out_of_memory": "The engine's memory does not hold more work at once.",
+    "cold_start": "The model is being loaded, and enough calls wait for it.",
+    "no_endpoint": "No worker offers the model at present.",
+    "endpoint_unhealthy": "Every endpoint of the model has failed too often and is left alone for a while.",
+    "draining": "The server or worker is leaving.",
+    "upstream_rate_limit": "The upstream refused for a limit of its own.",
+    "media_full": "Uploads, or sounds and pictures to be decoded, have used up their room.",
+    "connection_full": "As many WebSockets are open, or answers on one of them under way, as may be.",
+    "store_failed": "A database behind InferHub does not answer.",
+    "ledger_full": "Usage cannot be written down.",
+}
+"""Why there was no room → what that means. Stable: alarms and clients go by these words."""
 
 
 def family(root: type[InferHubError]) -> Iterator[type[InferHubError]]:
@@ -198,6 +224,7 @@ class LimitReached(RequestError):
     code = "limit_reached"
     type = "rate_limit_error"
     http = 429
+    default_reason = "rate_limit"
 
 
 class RateLimited(LimitReached):
@@ -211,6 +238,7 @@ class QuotaExceeded(LimitReached):
 
     code = "insufficient_quota"
     type = "insufficient_quota"
+    default_reason = "quota"
 
 
 class ServingError(InferHubError):
@@ -227,6 +255,7 @@ class NoEndpoint(ServingError):
     code = "no_endpoint"
     type = "overloaded_error"
     http = 503
+    default_reason = "no_endpoint"
 
 
 class Overloaded(ServingError):
@@ -235,12 +264,14 @@ class Overloaded(ServingError):
     code = "overloaded"
     type = "overloaded_error"
     http = 503
+    default_reason = "queue_full"
 
 
 class OutOfMemory(Overloaded):
     """The engine's memory does not hold so much work at once."""
 
     code = "out_of_memory"
+    default_reason = "out_of_memory"
 
 
 class EndpointLost(ServingError):
@@ -270,6 +301,7 @@ class UpstreamRateLimited(ServingError):
     code = "upstream_rate_limited"
     type = "rate_limit_error"
     http = 429
+    default_reason = "upstream_rate_limit"
 
 
 class UpstreamExhausted(UpstreamRateLimited):
@@ -315,6 +347,7 @@ class StoreFailed(ServingError):
 
     code = "store_failed"
     http = 503
+    default_reason = "store_failed"
 
 
 class LedgerFull(ServingError):
@@ -323,6 +356,7 @@ class LedgerFull(ServingError):
     code = "ledger_full"
     http = 503
     retryable = False
+    default_reason = "ledger_full"
 
 
 class Draining(ServingError):
@@ -331,6 +365,7 @@ class Draining(ServingError):
     code = "draining"
     type = "overloaded_error"
     http = 503
+    default_reason = "draining"
 
 
 class SetupError(InferHubError):

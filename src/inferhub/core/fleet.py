@@ -5,8 +5,10 @@ The orchestrator makes the view, gateways follow it; neither sees a request of t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import hashlib
+import json
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Protocol
 
 from inferhub.core.models import ModelSpec
@@ -56,6 +58,19 @@ class Deployment:
     placement: Placement = EVERYWHERE
 
 
+_CHANGED_IN_PLACE = frozenset({"name", "load", "pinned", "idle_ttl_s"})
+
+
+def deployment_of(spec: ModelSpec) -> ModelSpec:
+    """The spec under a name that changes with its content, so that old and new can run side by side.
+
+    Not with what a loaded model can take over as it is. `#` cannot occur in a public name.
+    """
+    content = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in _CHANGED_IN_PLACE}
+    text = json.dumps({"name": spec.name, **content}, sort_keys=True, default=dict)
+    return replace(spec, name=f"{spec.name}#{hashlib.sha256(text.encode()).hexdigest()[:10]}")
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
     """What a worker is told when it registers."""
@@ -63,7 +78,7 @@ class Lease:
     heartbeat_s: float
     """How often it has to be heard from."""
     lease_s: float
-    """Unheard for so long, it is out of the fleet, and should stop taking calls by itself."""
+    """Unheard for so long, it is out of the fleet until it registers again."""
 
 
 class ControlPlane(Protocol):
@@ -96,6 +111,6 @@ class ControlPlane(Protocol):
         cannot be loaded; what was wanted before is then still wanted, and nothing was unloaded.
         """
 
-    def watch(self, holder: str) -> AsyncIterator[FleetView]:
+    def watch(self, holder: str) -> AsyncGenerator[FleetView, None]:
         """The view now, and again whenever it changes, a few times a second at most; the newest is never
         skipped. The wants of `holder` are kept for as long as it watches, and a while longer."""

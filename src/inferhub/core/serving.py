@@ -97,6 +97,24 @@ def after(worker: WorkerStatus, beat: Beat) -> WorkerStatus:
     )
 
 
+def alike(worker: WorkerStatus, later: WorkerStatus) -> bool:
+    """Whether a beat says all that is different between two records of one life."""
+    return (
+        (worker.id, worker.incarnation, worker.address, worker.version, worker.labels)
+        == (later.id, later.incarnation, later.address, later.version, later.labels)
+        and [_lasting(model) for model in worker.models] == [_lasting(model) for model in later.models]
+        and [_unit(device) for device in worker.devices] == [_unit(device) for device in later.devices]
+    )
+
+
+def _lasting(model: ModelStatus) -> tuple[object, ...]:
+    return model.spec, model.capabilities, model.device
+
+
+def _unit(device: DeviceStatus) -> tuple[object, ...]:
+    return device.id, device.name, device.memory_total_bytes
+
+
 MOVING = (
     "running", "queued", "ready", "loaded", "loading", "memory_bytes", "pending_cost", "s_per_cost",
     "prefixes",
@@ -123,3 +141,6 @@ class Endpoint:
     """Of its worker."""
     memory_used_share: float | None = None
     """Of the device that the model is on, from 0 to 1; None where it is not known."""
+    report: tuple[int, int] = (0, 0)
+    """Incarnation and sequence of the worker's report that this is from: one that was seen before says
+    nothing new. Zeros: every other object is another report."""

@@ -19,10 +19,13 @@ class Role(StrEnum):
     FREE = "free"
 
 
+REALTIME_SCOPE = "criticality:realtime"
+
 SCOPES: dict[str, str] = {
     "inference:*": "Call any model.",
     "inference:chat": "Call models of one modality; any modality's name may follow the colon.",
     "models:read": "List the models.",
+    REALTIME_SCOPE: "Say that calls are `realtime`. Beside `admin`, only keys that are given it by name.",
     "admin:*": "Everything below `admin:`.",
     "admin:tenants": "Tenants, projects and users.",
     "admin:keys": "Create, list, rotate and revoke API keys.",
@@ -35,13 +38,21 @@ SCOPES: dict[str, str] = {
 
 _CALLER = frozenset({"inference:*", "models:read"})
 ROLE_SCOPES: dict[Role, frozenset[str]] = {
-    Role.ADMIN: _CALLER | {"admin:*"},
+    Role.ADMIN: _CALLER | {"admin:*", REALTIME_SCOPE},
     Role.TENANT_ADMIN: _CALLER
     | {"admin:tenants", "admin:keys", "admin:limits", "admin:usage", "admin:audit"},
     Role.ENTERPRISE: _CALLER,
     Role.FREE: _CALLER,
 }
-"""The most that a key or user of a role may have; a key may be given less."""
+"""What a key or user of a role has; a key may be given less."""
+
+GRANTABLE: dict[Role, frozenset[str]] = {
+    Role.ADMIN: frozenset(),
+    Role.TENANT_ADMIN: frozenset({REALTIME_SCOPE}),
+    Role.ENTERPRISE: frozenset({REALTIME_SCOPE}),
+    Role.FREE: frozenset(),
+}
+"""What a key of a role may be given beyond that, by somebody who has it: nobody raises himself."""
 
 
 @dataclass(frozen=True, slots=True)

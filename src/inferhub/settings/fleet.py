@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from inferhub.settings.types import Address, Seconds
 
@@ -71,6 +72,18 @@ class FleetSettings(BaseModel):
         description="What orchestrators share, so that two may run: `memory://` (one orchestrator), "
         "`postgresql://USER:PASSWORD@HOST:PORT/DATABASE`, `redis://[:PASSWORD@]HOST:PORT`.",
     )
+    fleet_cert_file: Path | None = Field(
+        None,
+        description="PEM certificate that this process shows to workers, gateways and orchestrators: mutual "
+        "TLS, together with `fleet_key_file` and `fleet_ca_file`. It must name the host that others reach it "
+        "by. A renewed file is taken up by itself.",
+    )
+    fleet_key_file: Path | None = Field(None, description="Key of `fleet_cert_file`, PEM, not encrypted.")
+    fleet_ca_file: Path | None = Field(
+        None,
+        description="PEM certificate of the authority that signed the certificates of all of them; whoever "
+        "shows none of it is refused.",
+    )
     heartbeat_interval_s: Seconds = Field(
         1.0, description="How often workers say that they are there; two missed beats make one suspect."
     )
@@ -96,3 +109,32 @@ class FleetSettings(BaseModel):
         description="As many worker processes may run while more work waits than `workers` can do soon.",
         json_schema_extra={"default_text": "`workers`"},
     )
+
+    vram_share: float = Field(
+        0.9,
+        gt=0,
+        le=1,
+        description="Share of each GPU's memory that models may take. Before another one is loaded there, "
+        "those that nobody calls leave, least recently used first.",
+    )
+    model_idle_ttl_s: Seconds | None = Field(
+        None,
+        description="Models that nobody has called for so long leave memory until the next call, unless they "
+        "are pinned. `idle_ttl_s` of a model replaces it. Remote models take no memory, and stay.",
+        json_schema_extra={"default_text": "never"},
+    )
+    room_wait_s: Seconds = Field(
+        30,
+        description="How long a model that is to be loaded waits for others to become idle, where only "
+        "their memory is left.",
+    )
+
+    @model_validator(mode="after")
+    def _certificates_are_whole(self) -> Self:
+        names = ("fleet_cert_file", "fleet_key_file", "fleet_ca_file")
+        missing = [name for name in names if getattr(self, name) is None]
+        if 0 < len(missing) < len(names):
+            raise ValueError(
+                f"{' and '.join(missing)} is missing; mutual TLS needs all of {', '.join(names)}"
+            )
+        return self

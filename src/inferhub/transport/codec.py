@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
+from operator import attrgetter
 from typing import Any, Protocol
 
 import msgspec
@@ -69,9 +70,10 @@ class Codec:
         if shapes is None:
             known = ", ".join(sorted(self._modalities))
             raise Invalid(f"This worker does not know the modality {message.modality!r}; it knows {known}.")
+        body, principal = message.body, message.principal
         try:
-            request = self._decoder(shapes.request).decode(message.body)
-            role = Role(message.principal.role)
+            request = self._decoder(shapes.request).decode(body)
+            role = Role(principal.role)
         except (msgspec.MsgspecError, UnicodeDecodeError, ValueError) as error:
             raise Invalid(f"The worker cannot read the call: {error}") from error
         return Call(
@@ -79,8 +81,8 @@ class Codec:
             modality=message.modality,
             model=message.model,
             request=request,
-            body=message.body,
-            principal=Principal(message.principal.key_id, role, message.principal.tenant_id),
+            body=body,
+            principal=Principal(principal.key_id, role, principal.tenant_id),
             deadline_s=time.monotonic() + message.remaining_s,
             stream=message.stream,
             traceparent=traceparent,
@@ -99,9 +101,9 @@ class Codec:
         match chunk:
             case Delta(payload, raw, more):
                 return pb.Chunk(delta=_encode_json(payload), raw=raw, more=more)
-            case Finished(usage, _, raw):
+            case Finished(usage, _, raw, batch):
                 # A vendor's impossible figure, such as a negative one, must not become our failure.
-                return pb.Chunk(finished=_usage_message(usage.checked()), raw=raw)
+                return pb.Chunk(finished=_usage_message(usage.checked()), raw=raw, batch=batch)
             case Started(model, endpoint, attempt):
                 return pb.Chunk(started=pb.Started(model=model, endpoint=endpoint, attempt=attempt))
 
@@ -109,16 +111,17 @@ class Codec:
         """Raises `UpstreamFailed` for what this side cannot read."""
         decode_delta = self._decoder(self._modalities[modality].delta).decode
         for chunk in reply.chunks:
+            raw = chunk.raw if chunk.HasField("raw") else None
             match chunk.WhichOneof("kind"):
                 case "delta":
                     try:
-                        yield Delta(decode_delta(chunk.delta), _raw(chunk), chunk.more)
+                        yield Delta(decode_delta(chunk.delta), raw, chunk.more)
                     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                         raise UpstreamFailed(
                             f"The worker sent a piece of {modality} that cannot be read: {error}"
                         ) from error
                 case "finished":
-                    yield Finished(_usage(chunk.finished), raw=_raw(chunk))
+                    yield Finished(_usage(chunk.finished), raw=raw, batch=chunk.batch)
                 case "started":
                     started = chunk.started
                     yield Started(started.model, started.endpoint, started.attempt)
@@ -140,10 +143,6 @@ def decode_frame(message: pb.Frame) -> Frame:
     return Frame(message.data, message.event)
 
 
-def _raw(chunk: pb.Chunk) -> bytes | None:
-    return chunk.raw if chunk.HasField("raw") else None
-
-
 # --- errors ------------------------------------------------------------------------------------
 
 
@@ -160,6 +159,7 @@ def encode_error(error: InferHubError) -> pb.Error:
         wire_code=_clean(error.wire_code),
         retry_after_s=error.retry_after_s,
         pending_s=error.pending_s,
+        reason=error.reason,
     )
 
 
@@ -172,6 +172,8 @@ def decode_error(message: pb.Error) -> InferHubError:
         retry_after_s=message.retry_after_s if message.HasField("retry_after_s") else None,
     )
     error.pending_s = message.pending_s if message.HasField("pending_s") else None
+    # It becomes a header and a label: a word that this version does not know is none.
+    error.reason = message.reason if message.reason in errors.REASONS else error.reason
     return error
 
 
@@ -191,15 +193,17 @@ def _criticality(message: pb.InferRequest) -> Criticality:
 
 
 def _usage_message(usage: Usage) -> pb.Usage:
-    return pb.Usage(**{name: getattr(usage, name) for name in _USAGE_FIELDS})
+    # Most figures of most calls are 0, which is what an absent field means.
+    return pb.Usage(
+        **{name: figure for name, figure in zip(_USAGE_FIELDS, _figures(usage), strict=True) if figure}
+    )
 
 
 def _usage(message: pb.Usage) -> Usage:
-    figures = {name: getattr(message, name) for name in _USAGE_FIELDS}
-    if figures["source"] not in ("reported", "estimated", "unknown"):
-        figures["source"] = "unknown"
-    return Usage(**figures)
+    usage = Usage(*_figures(message))
+    return usage if usage.source in ("reported", "estimated", "unknown") else replace(usage, source="unknown")
 
 
 # The message has the same names: a unit that is added to both travels.
 _USAGE_FIELDS = tuple(field.name for field in fields(Usage))
+_figures = attrgetter(*_USAGE_FIELDS)

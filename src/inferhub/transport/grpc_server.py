@@ -7,86 +7,71 @@ hands over, coalesces what comes back, and turns every failure into an error mes
 from __future__ import annotations
 
 import asyncio
-import hmac
-import logging
-import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
-import grpc
 import grpc.aio
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from inferhub.core.call import Frame
-from inferhub.core.errors import InferHubError, InternalError, PortTaken, SetupError
-from inferhub.telemetry.ports import holder
+from inferhub.core.call import Chunk, Frame
 from inferhub.transport import codec as wire
 from inferhub.transport import codec_models as nouns
 from inferhub.transport._pb import worker_pb2 as pb
 from inferhub.transport._pb import worker_pb2_grpc as pb_grpc
 from inferhub.transport.base import Transport
+from inferhub.transport.channel import DEFAULT_LIMITS, Limits, Option
 from inferhub.transport.coalesce import Coalescer
 from inferhub.transport.codec import Codec
-from inferhub.transport.grpc import DEFAULT_LIMITS, Limits, shared_options
+from inferhub.transport.listening import Listening, failure, open_server, replied
+from inferhub.transport.security import Credentials, Tls
 
-_log = logging.getLogger(__name__)
 _SERVICE = pb.DESCRIPTOR.services_by_name["Worker"].full_name
-_Reply = TypeVar("_Reply")
 
 
 async def serve(
-    worker: Transport, listen: str, codec: Codec, *, token: str | None = None, limits: Limits = DEFAULT_LIMITS
+    worker: Transport,
+    listen: str,
+    codec: Codec,
+    *,
+    token: str | None = None,
+    tls: Tls | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+    options: tuple[Option, ...] = (),
 ) -> WorkerServer:
     """Serve `worker` at `HOST:PORT` (port 0 picks one) or `unix:PATH`. Raises `PortTaken`, `SetupError`.
 
-    With `token`, callers must send it as a bearer token; health checks need none.
+    With `token`, callers must send it as a bearer token; health checks need none. With `tls`, everybody must
+    show a certificate. `options` are gRPC's own.
     """
-    await _check_free(listen)
-    server = grpc.aio.server(
-        interceptors=[_JoinToken(token)] if token else [],
-        options=[
-            *shared_options(limits),
-            ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
-            # By default two servers share one port and each gets half of the calls.
-            ("grpc.so_reuseport", 0),
-        ],
-        maximum_concurrent_rpcs=limits.max_calls,
+
+    def add_to(server: grpc.aio.Server, health: Any) -> None:
+        servicer = _Servicer(worker, codec, limits, health)
+        cast("Any", pb_grpc.add_WorkerServicer_to_server)(servicer, server)
+
+    listening = await open_server(
+        listen, _SERVICE, add_to, credentials=Credentials(token, tls), limits=limits, options=options
     )
-    status = health.aio.HealthServicer()
-    health_pb2_grpc.add_HealthServicer_to_server(status, server)
-    servicer = _Servicer(worker, codec, limits, status)
-    cast("Any", pb_grpc.add_WorkerServicer_to_server)(servicer, server)
-    try:
-        port = server.add_insecure_port(listen)
-    except RuntimeError as error:
-        raise PortTaken(f"Cannot listen on {listen}: {error}") from error
-    await server.start()
-    for name in ("", _SERVICE):
-        await status.set(name, health_pb2.HealthCheckResponse.SERVING)
-    return WorkerServer(server, worker, status, None if listen.startswith("unix:") else port)
+    return WorkerServer(listening, worker)
 
 
 class WorkerServer:
     """A listening worker."""
 
-    def __init__(self, server: grpc.aio.Server, worker: Transport, status: Any, port: int | None) -> None:
-        self.port = port
+    def __init__(self, listening: Listening, worker: Transport) -> None:
+        self.port = listening.port
         """None on a unix socket."""
-        self._server = server
+        self._listening = listening
         self._worker = worker
-        self._status = status
 
     async def stop(self, grace_s: float) -> None:
         """Say NOT_SERVING, drain the worker, then hang up. The worker stays loaded."""
-        await self._status.enter_graceful_shutdown()
+        await self._listening.health.enter_graceful_shutdown()
         await self._worker.drain(grace_s)
         # What drain cut off still has its last message on the way.
-        await self._server.stop(1.0)
+        await self._listening.server.stop(1.0)
 
     async def wait(self) -> None:
-        await self._server.wait_for_termination()
+        await self._listening.server.wait_for_termination()
 
 
 class _Servicer(pb_grpc.WorkerServicer):
@@ -107,6 +92,22 @@ class _Servicer(pb_grpc.WorkerServicer):
         async for _ in said:
             pass
 
+    async def InferMany(self, many: pb.InferManyRequest, context: Any) -> pb.InferManyReply:  # noqa: N802
+        replies = await asyncio.gather(*(self._whole(request) for request in many.requests))
+        return pb.InferManyReply(replies=replies)
+
+    async def _whole(self, request: pb.InferRequest) -> pb.InferReply:
+        chunks: list[pb.Chunk] = []
+
+        async def keep(chunk: Chunk) -> None:
+            chunks.append(self._codec.encode_chunk(chunk))
+
+        try:
+            await self._worker.infer(self._codec.decode_call(request, None), keep)
+        except Exception as error:
+            return pb.InferReply(error=failure(error, f"call {request.call_id}"))
+        return pb.InferReply(chunks=chunks)
+
     async def _answer(
         self, request: pb.InferRequest, incoming: AsyncIterator[Frame] | None, context: Any
     ) -> None:
@@ -123,7 +124,7 @@ class _Servicer(pb_grpc.WorkerServicer):
             await self._worker.infer(call, answer.emit)
         except Exception as error:
             if not answer.is_broken:
-                await answer.flush(_ours(error, f"call {request.call_id}"))
+                await answer.flush(failure(error, f"call {request.call_id}"))
         finally:
             await answer.close()
 
@@ -132,14 +133,14 @@ class _Servicer(pb_grpc.WorkerServicer):
             status = await self._worker.load(nouns.decode_spec(request.spec))
             return pb.LoadReply(model=nouns.encode_model(status))
 
-        return await _replied(load, pb.LoadReply)
+        return await replied(load, pb.LoadReply)
 
     async def Unload(self, request: pb.UnloadRequest, context: Any) -> pb.UnloadReply:  # noqa: N802
         async def unload() -> pb.UnloadReply:
             await self._worker.unload(request.name)
             return pb.UnloadReply()
 
-        return await _replied(unload, pb.UnloadReply)
+        return await replied(unload, pb.UnloadReply)
 
     async def Drain(self, request: pb.DrainRequest, context: Any) -> pb.DrainReply:  # noqa: N802
         async def drain() -> pb.DrainReply:
@@ -147,13 +148,13 @@ class _Servicer(pb_grpc.WorkerServicer):
             await self._worker.drain(request.grace_s)
             return pb.DrainReply()
 
-        return await _replied(drain, pb.DrainReply)
+        return await replied(drain, pb.DrainReply)
 
     async def Status(self, request: pb.StatusRequest, context: Any) -> pb.StatusReply:  # noqa: N802
         async def status() -> pb.StatusReply:
             return pb.StatusReply(worker=nouns.encode_worker(await self._worker.status()))
 
-        return await _replied(status, pb.StatusReply)
+        return await replied(status, pb.StatusReply)
 
 
 async def _frames(said: AsyncIterator[pb.Utterance]) -> AsyncIterator[Frame]:
@@ -161,71 +162,5 @@ async def _frames(said: AsyncIterator[pb.Utterance]) -> AsyncIterator[Frame]:
         yield wire.decode_frame(utterance.frame)
 
 
-async def _replied(act: Callable[[], Awaitable[_Reply]], reply: Callable[..., _Reply]) -> _Reply:
-    try:
-        return await act()
-    except Exception as error:
-        return reply(error=wire.encode_error(_ours(error, act.__name__)))
-
-
-def _ours(error: Exception, what: str) -> InferHubError:
-    """No traceback and no foreign text reaches the peer."""
-    if isinstance(error, InferHubError):
-        return error
-    _log.error("Unexpected failure in %s", what, exc_info=error)
-    return InternalError()
-
-
 def _traceparent(context: Any) -> str | None:
     return next((value for key, value in context.invocation_metadata() or () if key == "traceparent"), None)
-
-
-class _JoinToken(grpc.aio.ServerInterceptor):
-    """Refuses every call to the worker that does not carry the token."""
-
-    def __init__(self, token: str) -> None:
-        self._expected = f"Bearer {token}".encode()
-
-        async def refuse(request: Any, context: Any) -> None:
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, "join token missing or wrong")
-
-        self._refusal: Any = grpc.unary_unary_rpc_method_handler(refuse)
-
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        given = dict(details.invocation_metadata or ()).get("authorization", "")
-        is_allowed = hmac.compare_digest(str(given).encode(), self._expected)
-        if is_allowed or not details.method.startswith(f"/{_SERVICE}/"):
-            return await continuation(details)
-        return self._refusal
-
-
-async def _check_free(listen: str) -> None:
-    """gRPC binds what it can of a name's addresses and takes over a socket file: look first."""
-    if listen.startswith("unix:"):
-        await _check_free_path(listen.removeprefix("unix:"))
-        return
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdecimal():
-        raise SetupError(f"{listen!r} is not HOST:PORT or unix:PATH.", param="listen")
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
-        for family, _, _, _, address in found:
-            socket.create_server(cast("Any", address), family=family).close()
-    except OSError as error:
-        if isinstance(error, socket.gaierror) or "in use" not in str(error):
-            raise SetupError(f"Cannot listen on {listen}: {error}", param="listen") from error
-        raise PortTaken(f"{listen} is taken by {holder(int(port))}; choose another port.") from error
-
-
-async def _check_free_path(path: str) -> None:
-    if not Path(path).parent.is_dir() or len(path.encode()) > 107:
-        raise SetupError(
-            f"{path!r} is not a possible socket: no such folder, or over 107 bytes.", param="listen"
-        )
-    try:
-        _, writer = await asyncio.open_unix_connection(path)
-    except OSError:
-        return  # Nobody answers there: a new path, or the remains of a process that is gone.
-    writer.close()
-    raise PortTaken(f"Another process already listens on {path}.")

@@ -93,7 +93,7 @@ class OrchestratorServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Watch(self, request, context):
-        """Who is there: everything first, then what changes.
+        """Who is there: everything first, then what changes. A step without content every few seconds at least.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -92,19 +92,33 @@ class InferReply(_message.Message):
     error: Error
     def __init__(self, chunks: _Optional[_Iterable[_Union[Chunk, _Mapping]]] = ..., error: _Optional[_Union[Error, _Mapping]] = ...) -> None: ...
 
+class InferManyRequest(_message.Message):
+    __slots__ = ("requests",)
+    REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    requests: _containers.RepeatedCompositeFieldContainer[InferRequest]
+    def __init__(self, requests: _Optional[_Iterable[_Union[InferRequest, _Mapping]]] = ...) -> None: ...
+
+class InferManyReply(_message.Message):
+    __slots__ = ("replies",)
+    REPLIES_FIELD_NUMBER: _ClassVar[int]
+    replies: _containers.RepeatedCompositeFieldContainer[InferReply]
+    def __init__(self, replies: _Optional[_Iterable[_Union[InferReply, _Mapping]]] = ...) -> None: ...
+
 class Chunk(_message.Message):
-    __slots__ = ("delta", "finished", "started", "raw", "more")
+    __slots__ = ("delta", "finished", "started", "raw", "more", "batch")
     DELTA_FIELD_NUMBER: _ClassVar[int]
     FINISHED_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     RAW_FIELD_NUMBER: _ClassVar[int]
     MORE_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     delta: bytes
     finished: Usage
     started: Started
     raw: bytes
     more: bool
-    def __init__(self, delta: _Optional[bytes] = ..., finished: _Optional[_Union[Usage, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., raw: _Optional[bytes] = ..., more: _Optional[bool] = ...) -> None: ...
+    batch: int
+    def __init__(self, delta: _Optional[bytes] = ..., finished: _Optional[_Union[Usage, _Mapping]] = ..., started: _Optional[_Union[Started, _Mapping]] = ..., raw: _Optional[bytes] = ..., more: _Optional[bool] = ..., batch: _Optional[int] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ("model", "endpoint", "attempt")
@@ -139,20 +153,22 @@ class Usage(_message.Message):
     def __init__(self, input_tokens: _Optional[int] = ..., output_tokens: _Optional[int] = ..., cached_tokens: _Optional[int] = ..., reasoning_tokens: _Optional[int] = ..., source: _Optional[str] = ..., audio_ms: _Optional[int] = ..., characters: _Optional[int] = ..., images: _Optional[int] = ..., pixels: _Optional[int] = ...) -> None: ...
 
 class Error(_message.Message):
-    __slots__ = ("code", "message", "param", "wire_code", "retry_after_s", "pending_s")
+    __slots__ = ("code", "message", "param", "wire_code", "retry_after_s", "pending_s", "reason")
     CODE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
     PARAM_FIELD_NUMBER: _ClassVar[int]
     WIRE_CODE_FIELD_NUMBER: _ClassVar[int]
     RETRY_AFTER_S_FIELD_NUMBER: _ClassVar[int]
     PENDING_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     code: str
     message: str
     param: str
     wire_code: str
     retry_after_s: float
     pending_s: float
-    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ..., wire_code: _Optional[str] = ..., retry_after_s: _Optional[float] = ..., pending_s: _Optional[float] = ...) -> None: ...
+    reason: str
+    def __init__(self, code: _Optional[str] = ..., message: _Optional[str] = ..., param: _Optional[str] = ..., wire_code: _Optional[str] = ..., retry_after_s: _Optional[float] = ..., pending_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class ModelSpec(_message.Message):
     __slots__ = ("name", "backend", "weights", "device", "slots", "queue_limit", "options", "load", "pinned", "idle_ttl_s", "max_batch")

@@ -44,6 +44,11 @@ class WorkerStub:
                 request_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.Utterance.SerializeToString,
                 response_deserializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.FromString,
                 _registered_method=True)
+        self.InferMany = channel.unary_unary(
+                '/inferhub.worker.v1.Worker/InferMany',
+                request_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferManyRequest.SerializeToString,
+                response_deserializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferManyReply.FromString,
+                _registered_method=True)
         self.Load = channel.unary_unary(
                 '/inferhub.worker.v1.Worker/Load',
                 request_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.LoadRequest.SerializeToString,
@@ -78,6 +83,13 @@ class WorkerServicer:
 
     def Converse(self, request_iterator, context):
         """The same for a call whose client goes on talking: the request first, then frames until the half-close.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def InferMany(self, request, context):
+        """Answers calls that may share a batch, in one message each way. Each is served as if it had come alone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -123,6 +135,11 @@ def add_WorkerServicer_to_server(servicer, server):
                     servicer.Converse,
                     request_deserializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.Utterance.FromString,
                     response_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.SerializeToString,
+            ),
+            'InferMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.InferMany,
+                    request_deserializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferManyRequest.FromString,
+                    response_serializer=inferhub_dot_transport_dot___pb_dot_worker__pb2.InferManyReply.SerializeToString,
             ),
             'Load': grpc.unary_unary_rpc_method_handler(
                     servicer.Load,
@@ -199,6 +216,33 @@ class Worker:
             '/inferhub.worker.v1.Worker/Converse',
             inferhub_dot_transport_dot___pb_dot_worker__pb2.Utterance.SerializeToString,
             inferhub_dot_transport_dot___pb_dot_worker__pb2.InferReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InferMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/inferhub.worker.v1.Worker/InferMany',
+            inferhub_dot_transport_dot___pb_dot_worker__pb2.InferManyRequest.SerializeToString,
+            inferhub_dot_transport_dot___pb_dot_worker__pb2.InferManyReply.FromString,
             options,
             channel_credentials,
             insecure,
