@@ -10,39 +10,36 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 
-from inferhub.accounting import Accounting, Known, open_accounting
-from inferhub.backends import backend_class
-from inferhub.calls import open_calls, open_tokens
+from inferhub.accounting import open_accounting
 from inferhub.core.audit import Act
 from inferhub.core.errors import SetupError
+from inferhub.core.fleet import Progress
 from inferhub.core.tenancy import Role
-from inferhub.egress import check_url
-from inferhub.gateway.admin.desk import Desk
-from inferhub.gateway.app import GatewayParts, build_app
-from inferhub.gateway.blobs import BlobLinks
-from inferhub.gateway.desired import Desired
-from inferhub.gateway.fleet import Fleet
-from inferhub.gateway.limits import GatewayLimits
-from inferhub.gateway.responses.kept import KeptResponses
+from inferhub.fleets import (
+    LOCAL,
+    PROVIDERS,
+    Gathered,
+    control_client,
+    credentials,
+    gather_launched,
+    gather_polled,
+    gather_registered,
+    open_orchestrator,
+)
+from inferhub.gateway.app import build_app
 from inferhub.gateway.server import HttpServer
-from inferhub.gateway.sockets.realtime.secrets import ClientSecrets
-from inferhub.gateway.sockets.switchboard import OpenSockets
-from inferhub.gateway.tokens import TokenVerifier
 from inferhub.gateway.turns import Turns
+from inferhub.gateways import gateway_parts, known, open_gateway
 from inferhub.hosting import make_worker, parse_spec
 from inferhub.modalities import modalities
 from inferhub.process import settle_memory, until_signalled
 from inferhub.settings import Loaded, Settings
-from inferhub.stores import open_blobs
-from inferhub.stores import open_catalog as open_catalog_url
-from inferhub.stores.blobs.keeper import Blobs
 from inferhub.stores.catalog.base import Catalog
 from inferhub.stores.catalog.keys import issue
-from inferhub.stores.catalog.pepper import load_pepper
 from inferhub.telemetry.loop_lag import watch_loop_lag
 from inferhub.telemetry.metrics import Metrics
 from inferhub.telemetry.ops import OpsServer
@@ -68,7 +65,6 @@ class Ready:
 
 
 Announce = Callable[[Ready], None]
-Progress = Callable[[str], None]
 Readiness = Callable[[], Mapping[str, object]]
 
 
@@ -90,25 +86,20 @@ class Inherited:
     """Takes the place of an operations port."""
 
 
-@asynccontextmanager
-async def open_catalog(settings: Settings) -> AsyncIterator[Catalog]:
-    settings.data_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
-    catalog = await open_catalog_url(settings.catalog_url)
-    try:
-        yield catalog
-    finally:
-        await catalog.close()
-
-
 async def serve(
     loaded: Loaded, spec_text: str | None, *, announce: Announce, on_progress: Progress = lambda _: None
 ) -> None:
-    """Everything in one process, until a signal."""
-    metrics = Metrics()
+    """Everything in one process, or the models in `workers` processes beside it; until a signal."""
+    settings, metrics = loaded.settings, Metrics()
     async with AsyncExitStack() as stack:
-        engines = {"local": await _local(stack, loaded.settings, "local", metrics)}
+        near = {PROVIDERS: await _local(stack, settings, PROVIDERS)}
+        if settings.workers:
+            gathered = await gather_launched(stack, loaded, near, on_progress)
+        else:
+            near[LOCAL] = await _local(stack, settings, LOCAL, metrics)
+            gathered = gather_polled(stack, settings, near)
         await _serve_http(
-            stack, loaded, spec_text, engines, announce=announce, on_progress=on_progress, metrics=metrics
+            stack, loaded, spec_text, gathered, announce=announce, on_progress=on_progress, metrics=metrics
         )
 
 
@@ -120,24 +111,25 @@ async def gateway(
     on_progress: Progress = lambda _: None,
     inherited: Inherited | None = None,
 ) -> None:
-    """The HTTP side alone; models run on the workers named in the setting `worker`."""
-    from inferhub.transport.grpc import GrpcTransport, Limits
-
+    """The HTTP side alone; models run on the workers that the orchestrator or the setting `worker` names."""
     settings = loaded.settings
-    if not settings.worker:
-        raise SetupError("A gateway needs at least one worker: --worker HOST:PORT.", param="worker")
-    codec = Codec(modalities())
-    limits = Limits(load_timeout_s=settings.load_timeout_s)
-    engines = {
-        target: GrpcTransport(target, codec, token=_token(settings), limits=limits)
-        for target in dict.fromkeys(settings.worker)
-    }
+    if bool(settings.worker) == bool(settings.orchestrator):
+        raise SetupError(
+            "A gateway needs to know its workers: --orchestrator HOST:PORT, which names them, or --worker "
+            "HOST:PORT for each; one of the two.",
+            param="orchestrator",
+        )
     async with AsyncExitStack() as stack:
+        near = {PROVIDERS: await _local(stack, settings, PROVIDERS)}
+        if settings.orchestrator:
+            gathered = gather_registered(stack, settings, near)
+        else:
+            gathered = gather_polled(stack, settings, near, tuple(dict.fromkeys(settings.worker)))
         await _serve_http(
             stack,
             loaded,
             spec_text,
-            engines,
+            gathered,
             announce=announce,
             on_progress=on_progress,
             inherited=inherited,
@@ -145,39 +137,78 @@ async def gateway(
 
 
 async def worker(
-    loaded: Loaded, spec_text: str | None, *, announce: Announce, on_progress: Progress = lambda _: None
+    loaded: Loaded,
+    spec_text: str | None,
+    *,
+    announce: Announce,
+    on_progress: Progress = lambda _: None,
+    ends_at_second: bool = True,
 ) -> None:
-    """The gRPC side alone. Gateways tell it what to load; `spec_text` is loaded before they come."""
+    """The gRPC side alone. An orchestrator or gateways tell it what to load; `spec_text` is loaded before."""
     from inferhub.transport import grpc_server
+    from inferhub.worker.announcer import Announcer
 
-    settings = loaded.settings
+    settings, shown = loaded.settings, credentials(loaded.settings)
     async with AsyncExitStack() as stack:
         service = make_worker(settings, settings.worker_id or f"worker-{os.getpid()}")
         stack.push_async_callback(service.close)
         server = await grpc_server.serve(
-            service, settings.worker_listen, Codec(modalities()), token=_token(settings)
+            service, settings.worker_listen, Codec(modalities()), token=shown.token, tls=shown.tls
         )
         stack.push_async_callback(server.stop, settings.drain_grace_s)
         metrics = Metrics()
-        metrics.watch_models(service.models)
-        ops = _ops(stack, settings, metrics, lambda: {"ready": True})
+        metrics.watch_models(service.models, service.tally)
+        ops = _ops(
+            stack,
+            settings,
+            metrics,
+            lambda: {"ready": not service.is_draining, "draining": service.is_draining},
+        )
         spec = parse_spec(loaded, spec_text) if spec_text else None
         for model in spec.models if spec else ():
             on_progress(model.name)
             await service.load(model)
         settle_memory()
         host = settings.worker_listen.rpartition(":")[0]
-        names = tuple(model.name for model in spec.models) if spec else ()
-        announce(Ready(f"{host}:{server.port}", _ops_url(settings, ops), names))
-        await until_signalled()
-        await service.drain(settings.drain_grace_s)
+        service.address = settings.advertise or f"{host}:{server.port}"
+        async with asyncio.TaskGroup() as group:
+            announcing = None
+            if settings.orchestrator:
+                announcer = Announcer(control_client(stack, settings), service.status)
+                service.on_change = announcer.notice
+                announcing = group.create_task(announcer.run())
+            names = tuple(model.name for model in spec.models) if spec else ()
+            announce(Ready(f"{host}:{server.port}", _ops_url(settings, ops), names))
+            await until_signalled(ends_at_second=ends_at_second)
+            await service.drain(settings.drain_grace_s)
+            if announcing is not None:
+                announcing.cancel()
+
+
+async def orchestrator(
+    loaded: Loaded, _spec_text: None, *, announce: Announce, on_progress: Progress = lambda _: None
+) -> None:
+    """Who looks after workers, alone: it serves no calls. Gateways say what they need."""
+    settings = loaded.settings
+    async with AsyncExitStack() as stack:
+        conducted = await open_orchestrator(stack, loaded, on_progress)
+        metrics = Metrics()
+        metrics.watch_fleet(conducted.plane.figures)
+        ops = _ops(stack, settings, metrics, conducted.readiness)
+        settle_memory()
+        async with asyncio.TaskGroup() as group:
+            services = [group.create_task(service()) for service in conducted.services]
+            announce(Ready(conducted.address, _ops_url(settings, ops), ()))
+            await until_signalled()
+            for service in services:
+                service.cancel()
 
 
 async def _serve_http(
     stack: AsyncExitStack,
     loaded: Loaded,
     spec_text: str | None,
-    engines: Mapping[str, Transport],
+    gathered: Gathered,
     *,
     announce: Announce,
     on_progress: Progress,
@@ -191,11 +222,11 @@ async def _serve_http(
     else:
         http = HttpServer(listen(settings.host, settings.port))
     stack.callback(http.stop)
-    opened = await _open(stack, loaded, engines)
+    opened = await open_gateway(stack, loaded, gathered.fleet)
     fleet, desired, catalog = opened.fleet, opened.desired, opened.catalog
     await desired.start(await _text_to_serve(catalog, spec_text, inherited), on_progress)
     accounting = await stack.enter_async_context(
-        open_accounting(settings, opened.pepper, _known(desired, fleet))
+        open_accounting(settings, opened.pepper, known(desired, fleet))
     )
     if inherited:
         await inherited.prepared(desired.spec.revision)
@@ -204,7 +235,9 @@ async def _serve_http(
     admin_key = await _first_admin_key(catalog, opened.pepper) if leads else None
     await desired.refresh()
     metrics = metrics or Metrics()
-    parts = _parts(stack, opened, accounting, metrics)
+    if gathered.figures is not None:
+        metrics.watch_fleet(gathered.figures)
+    parts = gateway_parts(stack, opened, accounting, metrics)
     if inherited:
         inherited.expose(metrics, parts.readiness)
         ops_url = inherited.ops_url
@@ -212,7 +245,7 @@ async def _serve_http(
         ops_url = _ops_url(settings, _ops(stack, settings, metrics, parts.readiness))
     async with asyncio.TaskGroup() as group:
         endless = (
-            fleet.run(),
+            *(service() for service in gathered.services),
             desired.run(),
             opened.tokens.run(),
             opened.blobs.run(),
@@ -242,101 +275,6 @@ async def _serve_http(
             task.cancel()
 
 
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """What a gateway stands on; closed by the stack it was opened with."""
-
-    settings: Settings
-    pepper: bytes
-    catalog: Catalog
-    fleet: Fleet
-    tokens: TokenVerifier
-    desired: Desired
-    blobs: Blobs
-
-
-async def _open(stack: AsyncExitStack, loaded: Loaded, engines: Mapping[str, Transport]) -> _Opened:
-    settings = loaded.settings
-    catalog = await stack.enter_async_context(open_catalog(settings))
-    pepper = load_pepper(settings)
-    await catalog.check_pepper(pepper)
-    fleet = Fleet(
-        engines=engines,
-        providers={"providers": await _local(stack, settings, "providers")},
-        is_remote=lambda model: backend_class(model.backend).remote,
-        refresh_s=settings.worker_refresh_s,
-        drain_grace_s=settings.drain_grace_s,
-    )
-    stack.push_async_callback(fleet.close)
-    tokens = open_tokens(stack)
-    desired = Desired(
-        catalog,
-        fleet,
-        pepper=pepper,
-        parse=lambda text: parse_spec(loaded, text),
-        tokens=tokens,
-        refresh_s=settings.key_refresh_s,
-    )
-    blobs = await open_blobs(
-        settings.blobs_url, ttl_s=settings.blobs_ttl_s, max_bytes=settings.blobs_max_bytes
-    )
-    stack.push_async_callback(blobs.close)
-    return _Opened(settings, pepper, catalog, fleet, tokens, desired, blobs)
-
-
-def _parts(stack: AsyncExitStack, opened: _Opened, accounting: Accounting, metrics: Metrics) -> GatewayParts:
-    settings, pepper, fleet, desired = opened.settings, opened.pepper, opened.fleet, opened.desired
-    links = BlobLinks(opened.blobs, pepper, public_url=settings.public_url)
-
-    def readiness() -> Mapping[str, object]:
-        state = fleet.readiness()
-        # A full ledger refuses every call, so calls belong to another gateway.
-        has_room = accounting.ledger.has_room
-        return {
-            **state,
-            "ready": state["ready"] and has_room,
-            "ledger_full": not has_room,
-            "stores": {**desired.health(), **accounting.health()},
-        }
-
-    return GatewayParts(
-        pipeline=open_calls(
-            stack, settings, fleet, desired, accounting=accounting, metrics=metrics, keep=links.keep
-        ),
-        fleet=fleet,
-        desired=desired,
-        desk=Desk(opened.catalog, desired.catch_up, pepper),
-        answers=accounting.answers,
-        counters=accounting.counters,
-        usage=accounting.usage,
-        responses=KeptResponses(
-            accounting.responses,
-            ttl_s=settings.responses_ttl_s,
-            max_history_bytes=settings.max_body_bytes,
-        ),
-        links=links,
-        readiness=readiness,
-        check_url=lambda url: check_url(url, settings.egress_allow, param="webhook_url"),
-        metrics=metrics,
-        limits=_gateway_limits(settings),
-        cors_origins=settings.cors_origins,
-        sockets=OpenSockets(),
-        secrets=ClientSecrets(pepper),
-    )
-
-
-def _known(desired: Desired, fleet: Fleet) -> Known:
-    return Known(
-        budgets=desired.budgets,
-        book=desired.quotas,
-        prices=desired.prices,
-        tenants=lambda: desired.people().tenants,
-        # Which model of a route a crash cut off is not written down; the likeliest one is billed.
-        model_of=lambda name: fleet.directory().primary(name),
-        is_current=lambda: desired.failure is None,
-    )
-
-
 async def _text_to_serve(catalog: Catalog, spec_text: str | None, inherited: Inherited | None) -> str | None:
     """Not the file's where its siblings follow a spec that was applied after they had started."""
     if inherited is None or inherited.spec_revision is None:
@@ -360,13 +298,9 @@ async def _local(
     """A worker in this process; `metrics` shows its models."""
     service = make_worker(settings, name)
     if metrics is not None:
-        metrics.watch_models(service.models)
+        metrics.watch_models(service.models, service.tally)
     stack.push_async_callback(service.close)
     return LocalTransport(service, strict=Codec(modalities()) if settings.strict_local_transport else None)
-
-
-def _token(settings: Settings) -> str | None:
-    return settings.worker_token.get_secret_value() if settings.worker_token else None
 
 
 def _ops(stack: AsyncExitStack, settings: Settings, metrics: Metrics, readiness: Readiness) -> OpsServer:
@@ -384,7 +318,3 @@ def _ops_url(settings: Settings, ops: OpsServer) -> str:
 
 def _bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
-
-
-def _gateway_limits(settings: Settings) -> GatewayLimits:
-    return GatewayLimits(**{name: getattr(settings, name) for name in GatewayLimits.__dataclass_fields__})

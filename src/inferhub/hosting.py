@@ -58,10 +58,17 @@ def keeps(served: frozenset[str] | None) -> Callable[[ModelSpec], bool]:
 
 def make_worker(settings: Settings, name: str) -> Worker:
     """A worker with nothing loaded yet, within the limits of this process."""
-    limits = HostLimits(memory_budget_bytes(settings), settings.load_timeout_s)
+    limits = HostLimits(
+        memory_bytes=memory_budget_bytes(settings),
+        vram_share=settings.vram_share,
+        load_s=settings.load_timeout_s,
+        room_wait_s=settings.room_wait_s,
+        idle_ttl_s=settings.model_idle_ttl_s,
+    )
     served = modalities_named(settings.modalities)
-    host = Host(resolve=open_weights(settings).resolve, limits=limits, modalities=served)
-    return Worker(name, host, devices)
+    host = Host(resolve=open_weights(settings).resolve, limits=limits, modalities=served, devices=devices)
+    labels = dict(label.split("=", 1) for label in settings.labels)
+    return Worker(name, host, devices, labels=labels)
 
 
 def memory_budget_bytes(settings: Settings) -> int:

@@ -32,7 +32,7 @@ PLACES = (
     "spec_file", "pepper_file",
 )  # fmt: skip
 """Settings of verbs that look at everything; the others reach them by file or environment."""
-ALIASES = {"spec_file": ("--spec",), "worker_listen": ("--listen",)}
+ALIASES = {"spec_file": ("--spec",), "worker_listen": ("--listen",), "orchestrator_listen": ("--listen",)}
 
 
 def new_app(**options: Any) -> typer.Typer:

@@ -11,7 +11,6 @@ import signal
 import socket
 import sys
 from functools import partial
-from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from inferhub import assembly
@@ -19,7 +18,7 @@ from inferhub.cli._descriptors import raise_limit
 from inferhub.core.errors import InferHubError
 from inferhub.gateway.turns import Board, Turns
 from inferhub.process import run
-from inferhub.settings import Loaded, Settings
+from inferhub.settings.plain import from_plain
 from inferhub.supervisor.messages import Announced, Loading, Place, Refused
 from inferhub.supervisor.tether import Tether
 from inferhub.telemetry.logging import configure_logging
@@ -35,8 +34,8 @@ def main() -> None:
     place = tether.place()
     if place is None:
         return
-    settings = Settings.model_validate(place.settings)
-    loaded = Loaded(settings, MappingProxyType(place.origins), MappingProxyType(place.environment))
+    loaded = from_plain(place.settings, place.origins, place.environment)
+    settings = loaded.settings
     configure_logging(settings.log_level, settings.log_format, process=place.slot)
     raise_limit(settings.max_inflight)
     tether.watch(settings.drain_grace_s)
@@ -61,7 +60,7 @@ def _inherited(tether: Tether, place: Place) -> assembly.Inherited:
     os.set_inheritable(place.board, False)
     return assembly.Inherited(
         listener=listener,
-        turns=Turns(Board(place.board, place.of), place.slot),
+        turns=Turns(Board(place.board, place.seats), place.seat),
         leads=place.leads,
         spec_revision=place.spec_revision,
         prepared=tether.prepared,

@@ -15,7 +15,7 @@ import typer
 
 from inferhub.cli import VERBS, app
 from inferhub.cli._errors import EXIT_CODES, REMEDIES
-from inferhub.core.errors import InferHubError
+from inferhub.core.errors import REASONS, InferHubError
 
 if TYPE_CHECKING:
     from typer._click import Command, Context
@@ -96,13 +96,25 @@ A *retryable* error is tried again by InferHub itself while nothing of the answe
 """
 
 
+_REASONS = """## Reasons
+
+Where there was no room for a call, 429 and 503 say in the header `x-inferhub-reason` of what, and
+`retry-after` when to come back. 429 is a limit of the caller's own, 503 is InferHub's:
+[overload](../explanation/overload.md).
+
+| Reason | Meaning |
+| --- | --- |
+"""
+
+
 def _errors() -> str:
     tree = list(_leaves(InferHubError))
     rows = "".join(
         f"| [`{e.code}`](#{e.code}) | {e.http} | `{e.type}` | {'yes' if e.retryable else 'no'} |\n"
         for e in tree
     )
-    parts = [_HEAD + _ERRORS + rows]
+    reasons = "".join(f"| `{word}` | {meaning} |\n" for word, meaning in REASONS.items())
+    parts = [_HEAD + _ERRORS + rows, _REASONS + reasons]
     for error in tree:
         meaning = " ".join(inspect.cleandoc(error.__doc__ or "").split())
         remedy = f"\n\n**Remedy.** {REMEDIES[error.code]}" if error.code in REMEDIES else ""

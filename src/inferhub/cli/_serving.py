@@ -1,4 +1,4 @@
-"""What `serve`, `gateway` and `worker` share: the spec to serve, progress while loading, the banner."""
+"""What `serve`, `gateway`, `worker` and `orchestrator` share: the spec to serve, progress while loading, the banner."""
 
 from __future__ import annotations
 
@@ -72,6 +72,7 @@ class Herald:
     def __init__(self, service: str, settings: Settings, *, as_json: bool) -> None:
         self._service = service
         self._as_json = as_json
+        self._orchestrators = settings.orchestrator
         self._console = console(settings.color)
         self._status: Status | None = None
 
@@ -107,20 +108,36 @@ class Herald:
                 }
             )
         elif self._service == "worker":
-            print(worker_banner(ready), flush=True)
+            print(worker_banner(ready, self._orchestrators), flush=True)
+        elif self._service == "orchestrator":
+            print(orchestrator_banner(ready), flush=True)
         else:
             print(banner(ready), flush=True)
         sys.stdout.flush()
 
 
-def worker_banner(ready: Ready | Announced) -> str:
+def worker_banner(ready: Ready | Announced, orchestrators: Sequence[str]) -> str:
     models = ", ".join(ready.models) or "nothing yet; gateways say what to load"
-    return f"""InferHub {__version__} worker: {models}
+    lines = [
+        f"InferHub {__version__} worker: {models}",
+        f"  listens on  {ready.url}",
+        f"  metrics     {ready.ops_url}/metrics",
+    ]
+    if orchestrators:
+        lines.append(f"  registers   {', '.join(orchestrators)}")
+    else:
+        lines += ["", "On the gateway's machine:", f"  inferhub gateway --worker {ready.url}"]
+    return "\n".join(lines) + "\n"
+
+
+def orchestrator_banner(ready: Ready | Announced) -> str:
+    return f"""InferHub {__version__} orchestrator
   listens on  {ready.url}
   metrics     {ready.ops_url}/metrics
 
-On the gateway's machine:
-  inferhub gateway --worker {ready.url}
+On the machines with models, and where clients come in:
+  inferhub worker --orchestrator {ready.url}
+  inferhub gateway --orchestrator {ready.url}
 """
 
 

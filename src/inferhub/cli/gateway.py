@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 app = new_app()
 
-_OF_WORKERS = ("worker_listen", "worker_id", "cache_dir", "weights_mirror", "strict_local_transport")
+_OF_WORKERS = (
+    "worker_listen", "worker_id", "advertise", "cache_dir", "weights_mirror", "strict_local_transport",
+    "orchestrator_listen", "fleet_url", "launcher", "workers", "max_workers", "heartbeat_interval_s", "lease_s",
+)  # fmt: skip
 _MODULE = "inferhub.cli._gateway_process"
 
 
@@ -24,6 +27,7 @@ Examples:
   inferhub gateway --worker 127.0.0.1:50051
   inferhub gateway --worker gpu-1:50051 --worker gpu-2:50051 --worker-token-file token --spec hub.yaml
   inferhub gateway --worker gpu-1:50051 --processes 4
+  inferhub gateway --orchestrator hub-1:50050 --orchestrator hub-2:50050
 \b
 Start the workers first: inferhub worker --listen HOST:PORT"""
 )

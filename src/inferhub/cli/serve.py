@@ -13,7 +13,10 @@ from inferhub.cli._serving import run_service
 
 app = new_app()
 
-_OF_OTHERS = ("worker", "worker_listen", "worker_token_file", "worker_refresh_s", "processes")
+_OF_OTHERS = (
+    "worker", "worker_listen", "worker_token_file", "worker_refresh_s", "processes", "advertise", "orchestrator",
+    "orchestrator_listen", "fleet_url", "launcher", "fleet_cert_file", "fleet_key_file", "fleet_ca_file",
+)  # fmt: skip
 
 
 @app.command(
@@ -23,6 +26,7 @@ Examples:
   inferhub serve --port 9000 --log-format text
   inferhub serve --model ./Qwen2.5-0.5B-Instruct.gguf
   inferhub serve --modalities chat,asr,tts
+  inferhub serve --workers 2 --max-workers 4
   inferhub serve --spec hub.yaml --json
 \b
 Every flag is also a line of inferhub.toml (port = 9000) and a variable (INFERHUB_PORT=9000)."""
@@ -37,6 +41,8 @@ def serve(
     flags: Mapping[str, Any],
 ) -> None:
     """Serve models behind an OpenAI-compatible URL, all in one process.
+
+    With --workers the models run in as many processes beside it, which are kept running.
 
     Without --model or --spec it serves the applied spec (see `inferhub apply`), and on a new
     installation a small chat model and an embedding model. Ctrl-C lets running calls finish, a

@@ -14,7 +14,8 @@ from inferhub.cli._serving import run_service
 app = new_app()
 
 _SETTINGS = (
-    "config", "worker_listen", "worker_id", "worker_token_file", "metrics_host", "metrics_port", "cache_dir",
+    "config", "worker_listen", "worker_id", "worker_token_file", "orchestrator", "advertise", "labels",
+    "fleet_cert_file", "fleet_key_file", "fleet_ca_file", "heartbeat_interval_s", "metrics_host", "metrics_port", "cache_dir",
     "weights_mirror", "spec_file", "log_level", "log_format", "color", "drain_grace_s", "load_timeout_s",
     "modalities", "memory_budget_bytes",
 )  # fmt: skip
@@ -27,8 +28,9 @@ Examples:
   inferhub worker --listen 0.0.0.0:50051 --worker-token-file token
   inferhub worker --model ./model.gguf
   inferhub worker --modalities asr,tts
+  inferhub worker --orchestrator hub-1:50050 --labels gpu=h100,region=eu
 \b
-Then, where clients come in: inferhub gateway --worker THIS_HOST:50051"""
+Without an orchestrator, where clients come in: inferhub gateway --worker THIS_HOST:50051"""
 )
 @with_settings(_SETTINGS)
 def worker(

@@ -84,6 +84,7 @@ ACCESS: Mapping[str, Rule] = {
     "GET /admin/v1/spec": _PLATFORM,
     "PUT /admin/v1/spec": _PLATFORM,
     "GET /admin/v1/workers": _PLATFORM,
+    "GET /admin/v1/decisions/{request_id}": _PLATFORM,
     # --- tenants ----------------------------------------------------------------------------------
     "GET /admin/v1/tenants": _TENANTS,
     "POST /admin/v1/tenants": Rule("admin:tenants", platform=True),

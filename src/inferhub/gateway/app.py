@@ -21,6 +21,7 @@ from inferhub.core.call import Handler
 from inferhub.core.errors import InferHubError, InternalError, Invalid, MethodNotAllowed, NotFound, TooLarge
 from inferhub.gateway.access import GuardedRoute, require_guard
 from inferhub.gateway.admin.audit import audit_router
+from inferhub.gateway.admin.decisions import decisions_router
 from inferhub.gateway.admin.desk import Desk
 from inferhub.gateway.admin.keys import keys_router
 from inferhub.gateway.admin.limits import limits_router
@@ -52,6 +53,7 @@ from inferhub.gateway.sockets.switchboard import OpenSockets, SocketEndpoint, Sw
 from inferhub.gateway.surface import DefaultModel, InferenceEndpoint
 from inferhub.gateway.uploads import Uploads
 from inferhub.gateway.voices import voices_router
+from inferhub.routing import Decisions
 from inferhub.stores.cache.base import AnswerStore
 from inferhub.stores.counters.base import Counters
 from inferhub.stores.usage.base import UsageStore
@@ -78,6 +80,7 @@ class GatewayParts:
     """Raises for an address that no webhook may have."""
     metrics: Metrics
     limits: GatewayLimits
+    decisions: Decisions
     cors_origins: Sequence[str] = ()
     sockets: OpenSockets = field(default_factory=OpenSockets)
 
@@ -158,6 +161,7 @@ def cold_app(parts: GatewayParts) -> FastAPI:
         blobs_router(parts.links),
         spec_router(parts.desired),
         workers_router(parts.fleet.workers),
+        decisions_router(parts.decisions),
         tenants_router(desk, parts.check_url),
         projects_router(desk),
         users_router(desk, lambda: parts.fleet.spec.issuers),

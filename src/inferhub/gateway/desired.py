@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from inferhub.core.audit import Act
 from inferhub.core.clock import unix_s
 from inferhub.core.errors import Conflict, InferHubError
+from inferhub.core.fleet import Progress
 from inferhub.core.prices import PriceBook, check_price_dates
 from inferhub.core.quota import Quota, Unit
 from inferhub.core.tenancy import Project, Tenant, User
-from inferhub.gateway.fleet import Fleet, Progress
+from inferhub.gateway.fleet import Fleet
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.tokens import TokenVerifier
 from inferhub.pipeline.limiter import QuotaBook

@@ -1,73 +1,65 @@
-"""What should run against what runs: loads models on workers and publishes `Directory` snapshots.
+"""What can be called now: follows the fleet's view and turns it into `Directory` snapshots.
 
-Used by `app` (apply, readiness) and run by assembly. Workers are only known as transports.
+Asked by `app` and `desired` (apply, readiness), run by assembly. It says what it needs; who loads it where
+is the orchestrator's business. Workers are only known by their addresses.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import aclosing
+from typing import Literal
 
-import msgspec
-
-from inferhub.core.errors import Draining, EndpointLost, InferHubError, SetupError
-from inferhub.core.models import ModelSpec, ModelStatus, public_name
-from inferhub.core.serving import Endpoint, WorkerStatus
+from inferhub.core.clock import new_id
+from inferhub.core.errors import InferHubError
+from inferhub.core.fleet import (
+    EVERYWHERE,
+    ControlPlane,
+    Deployment,
+    FleetView,
+    Member,
+    Progress,
+    deployment_of,
+)
+from inferhub.core.models import ModelSpec, public_name
+from inferhub.core.serving import Endpoint
 from inferhub.pipeline.directory import Directory
 from inferhub.settings.spec import Spec
-from inferhub.transport.base import Transport
+from inferhub.transport.reach import Reach
 
 _log = logging.getLogger(__name__)
-_RELOAD_AFTER_S = 5.0
 
-Progress = Callable[[str], None]
+LOOK_TIMEOUT_S = 5.0
+"""For one look at the fleet. Who cannot be asked is looked at as it was last."""
 
-
-def deployment_of(spec: ModelSpec) -> ModelSpec:
-    """The spec under a name that changes with its content, so that old and new can run side by side.
-
-    `#` cannot occur in a public name.
-    """
-    content = msgspec.json.encode(spec, order="deterministic")
-    return replace(spec, name=f"{spec.name}#{hashlib.sha256(content).hexdigest()[:10]}")
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Retirement:
-    """A deployment on its way out."""
-
-    transport: Transport
-    deployment: str
-    recalled: asyncio.Event = field(default_factory=asyncio.Event)
+Side = Literal["engines", "providers"]
 
 
 class Fleet:
-    """The workers of one gateway. `engines` run models, `providers` reach remote ones."""
+    """The workers as one gateway sees them: `engines` run models, `providers` reach remote ones."""
 
     def __init__(
         self,
         *,
-        engines: Mapping[str, Transport],
-        providers: Mapping[str, Transport],
+        engines: ControlPlane,
+        providers: ControlPlane,
+        reach: Reach,
         is_remote: Callable[[ModelSpec], bool],
-        refresh_s: float,
-        drain_grace_s: float,
+        expected: Sequence[str] = (),
     ) -> None:
-        self._engines = engines
-        self._providers = providers
+        """`expected`: addresses of workers that are listed even while they do not answer."""
+        self.holder = new_id("gw")
+        self._planes: Mapping[Side, ControlPlane] = {"engines": engines, "providers": providers}
+        self._views: dict[Side, FleetView] = {}
+        self._reach = reach
         self._is_remote = is_remote
-        self._refresh_s = refresh_s
-        self._drain_grace_s = drain_grace_s
+        self._expected = tuple(expected)
         self._spec = Spec(models=(), routes=())
-        self._status: dict[str, WorkerStatus | None] = dict.fromkeys([*engines, *providers])
+        self._offered: dict[tuple[Side, str], tuple[Member, Sequence[Endpoint]]] = {}
         self._directory = Directory()
         self._applying = asyncio.Lock()
-        self._retiring: dict[asyncio.Task[None], _Retirement] = {}
-        self._retry_at: dict[tuple[str, str], float] = {}
         self.is_draining = False
 
     def directory(self) -> Directory:
@@ -77,169 +69,133 @@ class Fleet:
     def spec(self) -> Spec:
         return self._spec
 
-    def workers(self) -> Mapping[str, WorkerStatus | None]:
-        """Last report of every worker; None for those that do not answer."""
-        return dict(self._status)
+    def workers(self) -> Mapping[str, Member | None]:
+        """Every worker as it was last heard; None for those that were expected and do not answer."""
+        found: dict[str, Member | None] = dict.fromkeys(self._expected)
+        for _, member in self._members():
+            worker = member.worker
+            found[worker.address if worker.address in found else worker.id] = member
+        return dict(sorted(found.items()))
 
     def readiness(self) -> Mapping[str, object]:
         """`ready` is true when every wanted model has an endpoint and nothing drains."""
         models = {name: len(endpoints) for name, endpoints in sorted(self._directory.endpoints.items())}
-        workers = {worker: status is not None for worker, status in self._status.items()}
+        workers = {worker: member is not None for worker, member in self.workers().items()}
         is_ready = not self.is_draining and bool(models) and all(models.values())
         return {"ready": is_ready, "draining": self.is_draining, "models": models, "workers": workers}
 
     async def apply(self, spec: Spec, on_progress: Progress = lambda _: None) -> None:
         """Load everything new, then swap in one step, then retire the old. On any error nothing changes."""
         async with self._applying:
-            wanted = [(deployment_of(model), self._hosts(model)) for model in spec.models]
-            loaded: list[tuple[Transport, str]] = []
-            await self._recall({deployment.name for deployment, _ in wanted})
+            before = self._spec
             try:
-                for deployment, hosts in wanted:
-                    on_progress(public_name(deployment.name))
-                    loaded += [(h, deployment.name) for h in await self._load(deployment, hosts)]
+                for side, plane in self._planes.items():
+                    new, old = self._deployments(side, spec), self._deployments(side, before)
+                    await plane.want(self.holder, _both(new, old), on_progress)
             except BaseException:
-                for host, name in loaded:
-                    await self._unload(host, name)
+                await self._settle(before)
                 await self.refresh()
                 raise
-            before, self._spec = self._spec, spec
+            self._spec = spec
             await self.refresh()
-            self._retire(before)
+            await self._settle(spec)
 
     async def run(self) -> None:
-        """Ask every worker for its state, again and again, until cancelled."""
-        while True:
-            await asyncio.sleep(self._refresh_s)
-            await self.refresh()
-            for worker in self._engines:
-                await self._reconcile(worker)
+        """Follow the fleet until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            for side in self._planes:
+                group.create_task(self._follow(side))
 
     async def refresh(self) -> None:
-        """One round of reports, then one new snapshot."""
-        everyone = {**self._engines, **self._providers}
-        reports = await asyncio.gather(*(self._report(transport) for transport in everyone.values()))
-        for worker, report in zip(everyone, reports, strict=True):
-            if (report is None) != (self._status[worker] is None):
-                _log.info("worker is %s", "lost" if report is None else "here", extra={"worker": worker})
-            self._status[worker] = report
+        """Look at the fleet as it is now, then publish one new snapshot."""
+        await asyncio.gather(*(self._look(side) for side in self._planes))
         self._publish()
 
     async def close(self) -> None:
-        for task in self._retiring:
-            task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
-        for transport in (*self._engines.values(), *self._providers.values()):
-            await transport.close()
+        await self._reach.close()
 
-    def _hosts(self, model: ModelSpec) -> Mapping[str, Transport]:
-        return self._providers if self._is_remote(model) else self._engines
-
-    async def _load(self, deployment: ModelSpec, hosts: Mapping[str, Transport]) -> list[Transport]:
-        """Where it was newly loaded. A worker that does not answer is loaded later, by `_reconcile`."""
-        fresh: list[Transport] = []
-        for worker, transport in hosts.items():
+    async def _settle(self, spec: Spec) -> None:
+        """Need this and no more. What it no longer needs is unloaded once it is idle."""
+        for side, plane in self._planes.items():
             try:
-                status = await transport.status()
-                if deployment.name not in {m.spec.name for m in status.models}:
-                    await transport.load(deployment)
-                    fresh.append(transport)
-            except (EndpointLost, Draining):
-                _log.warning("worker does not answer", extra={"worker": worker})
+                await plane.want(self.holder, self._deployments(side, spec))
             except InferHubError as error:
-                raise SetupError(
-                    f"Model {public_name(deployment.name)!r} cannot be loaded: {error.message}",
-                    code=error.wire_code,
-                ) from error
-        return fresh
+                _log.warning("the orchestrator does not take what this gateway needs: %s", error.message)
 
-    async def _reconcile(self, worker: str) -> None:
-        """A worker that came back, or came late, gets the models it misses."""
-        status = self._status[worker]
-        if status is None or status.draining or self._applying.locked():
-            return
-        has = {model.spec.name for model in status.models}
-        now = asyncio.get_running_loop().time()
-        for model in self._spec.models:
-            deployment = deployment_of(model)
-            key = (worker, deployment.name)
-            if deployment.name in has or self._is_remote(model) or now < self._retry_at.get(key, 0.0):
-                continue
-            try:
-                await self._engines[worker].load(deployment)
-            except InferHubError as error:
-                self._retry_at[key] = now + _RELOAD_AFTER_S
-                _log.warning("load failed: %s", error.message, extra={"worker": worker, "model": model.name})
+    async def _follow(self, side: Side) -> None:
+        async with aclosing(self._planes[side].watch(self.holder)) as views:
+            async for view in views:
+                self._views[side] = view
+                self._publish()
+                await self._reach.keep({member.worker.address for _, member in self._members()})
 
-    async def _report(self, transport: Transport) -> WorkerStatus | None:
+    async def _look(self, side: Side) -> None:
         try:
-            return await transport.status()
-        except InferHubError:
-            return None
+            async with asyncio.timeout(LOOK_TIMEOUT_S):
+                async with aclosing(self._planes[side].watch(self.holder)) as views:
+                    self._views[side] = await anext(views)
+        except (TimeoutError, InferHubError, StopAsyncIteration):
+            _log.warning("the orchestrator does not answer; the fleet is taken to be as it was")
+
+    def _deployments(self, side: Side, spec: Spec) -> Sequence[Deployment]:
+        return [
+            Deployment(deployment_of(model), spec.placements.get(model.name, EVERYWHERE))
+            for model in spec.models
+            if self._is_remote(model) == (side == "providers")
+        ]
+
+    def _members(self) -> Iterable[tuple[Side, Member]]:
+        for side, view in self._views.items():
+            for member in view.members:
+                yield side, member
 
     def _publish(self) -> None:
         deployments = {deployment_of(model).name for model in self._spec.models}
         endpoints: dict[str, list[Endpoint]] = {model.name: [] for model in self._spec.models}
-        for worker, transport in {**self._engines, **self._providers}.items():
-            status = self._status[worker]
-            if status is None or status.draining:
-                continue
-            for model in status.models:
-                # One that restarts is still reported; one without `#` was loaded by the worker's operator.
-                if model.ready and (model.spec.name in deployments or "#" not in model.spec.name):
-                    where = self._endpoint_id(worker, status, model)
-                    endpoint = Endpoint(where, model, transport.infer)
-                    endpoints.setdefault(public_name(model.spec.name), []).append(endpoint)
+        before, self._offered = self._offered, {}
+        for side, member in self._members():
+            key = side, member.worker.id
+            known = before.get(key)
+            # A member that has not changed is the same object: of a large fleet, nearly all.
+            offered = known[1] if known is not None and known[0] is member else self._endpoints(side, member)
+            self._offered[key] = member, offered
+            for endpoint in offered:
+                deployment = endpoint.model.spec.name
+                # One without `#` was loaded by the worker's operator.
+                if deployment in deployments or "#" not in deployment:
+                    endpoints.setdefault(public_name(deployment), []).append(endpoint)
         self._directory = Directory(
             endpoints={name: tuple(found) for name, found in endpoints.items()},
             routes={route.name: route for route in self._spec.routes},
             revision=self._directory.revision + 1,
         )
 
-    def _endpoint_id(self, worker: str, status: WorkerStatus, model: ModelStatus) -> str:
-        """Remote models are told apart by name: they all live on the one provider host."""
-        return public_name(model.spec.name) if worker in self._providers else status.id
+    def _endpoints(self, side: Side, member: Member) -> Sequence[Endpoint]:
+        worker = member.worker
+        if worker.draining:
+            return ()
+        used = {
+            d.id: 1 - d.memory_free_bytes / d.memory_total_bytes
+            for d in worker.devices
+            if d.memory_total_bytes
+        }
+        infer = self._reach(worker.address).infer
+        return [
+            Endpoint(
+                # Remote models are told apart by name: they all live on the one provider host.
+                id=public_name(model.spec.name) if side == "providers" else worker.id,
+                model=model,
+                infer=infer,
+                is_suspect=member.is_suspect,
+                labels=worker.labels,
+                memory_used_share=used.get(model.device),
+                report=(worker.incarnation, worker.seq),
+            )
+            for model in worker.models
+            if model.ready
+        ]
 
-    def _retire(self, before: Spec) -> None:
-        kept = {deployment_of(model).name for model in self._spec.models}
-        for model in before.models:
-            deployment = deployment_of(model).name
-            if deployment in kept:
-                continue
-            for transport in self._hosts(model).values():
-                retirement = _Retirement(transport, deployment)
-                task = asyncio.create_task(self._unload_when_idle(retirement))
-                self._retiring[task] = retirement
-                task.add_done_callback(self._retiring.pop)
 
-    async def _recall(self, deployments: set[str]) -> None:
-        """What is wanted again is not unloaded after all, or is unloaded before it is loaded again."""
-        tasks = [task for task, retirement in self._retiring.items() if retirement.deployment in deployments]
-        for task in tasks:
-            self._retiring[task].recalled.set()
-        await asyncio.gather(*tasks)
-
-    async def _unload_when_idle(self, retirement: _Retirement) -> None:
-        """Calls that began on the old deployment may finish on it, within the grace period."""
-        try:
-            async with asyncio.timeout(self._drain_grace_s):
-                while await self._is_busy(retirement.transport, retirement.deployment):
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(retirement.recalled.wait(), self._refresh_s)
-                    if retirement.recalled.is_set():
-                        return
-        except TimeoutError:
-            model = public_name(retirement.deployment)
-            _log.warning("unloading a model that is still busy", extra={"model": model})
-        await self._unload(retirement.transport, retirement.deployment)
-
-    async def _unload(self, transport: Transport, deployment: str) -> None:
-        try:
-            await transport.unload(deployment)
-        except InferHubError as error:
-            _log.warning("unload failed: %s", error.message, extra={"model": public_name(deployment)})
-
-    async def _is_busy(self, transport: Transport, deployment: str) -> bool:
-        report = await self._report(transport)
-        models = report.models if report else ()
-        return any(m.running or m.queued for m in models if m.spec.name == deployment)
+def _both(new: Sequence[Deployment], old: Sequence[Deployment]) -> Sequence[Deployment]:
+    names = {deployment.spec.name for deployment in new}
+    return [*new, *(d for d in old if d.spec.name not in names)]

@@ -6,6 +6,7 @@ The only place that knows any of them.
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from inferhub.wire.anthropic_messages.errors import anthropic_status, anthropic_
 
 __all__ = [
     "ANTHROPIC",
+    "MAX_JITTER",
     "OPENAI",
     "Form",
     "Headers",
@@ -39,6 +41,8 @@ __all__ = [
 
 _MAX_MESSAGE_CHARS = 2000
 _MAX_TRAIL = 20
+MAX_JITTER = 1.5
+"""Clients that were refused in one moment come back at times of their own, up to so many times later."""
 _NOT_PLAIN = re.compile(r"[^\x21-\x7e]|[,;]")
 # Control characters forge log lines; addresses of objects help an attacker.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f]+|\b0x[0-9a-fA-F]{6,}\b")
@@ -115,9 +119,14 @@ def error_headers(error: InferHubError) -> Headers:
     headers: Headers = []
     if isinstance(error, Unauthenticated):
         headers.append((b"www-authenticate", b"Bearer"))
-    if error.retry_after_s is not None:
-        headers.append((b"retry-after", str(max(1, math.ceil(error.retry_after_s))).encode()))
-        headers.append((b"retry-after-ms", str(max(1, round(error.retry_after_s * 1000))).encode()))
+    wait_s = error.retry_after_s
+    if wait_s is not None:
+        if isinstance(error, ServingError):
+            wait_s *= random.uniform(1.0, MAX_JITTER)  # noqa: S311 - spreads retries, keeps no secret
+        headers.append((b"retry-after", str(max(1, math.ceil(wait_s))).encode()))
+        headers.append((b"retry-after-ms", str(max(1, math.ceil(wait_s * 1000))).encode()))
+    if error.reason:
+        headers.append((b"x-inferhub-reason", error.reason.encode("ascii")))
     if isinstance(error, ServingError):
         headers.append((b"x-inferhub-attempts", str(error.attempts).encode()))
         if error.endpoint:

@@ -17,6 +17,7 @@ from inferhub.core.clock import unix_s
 from inferhub.core.errors import Invalid, MethodNotAllowed, ModelNotFound
 from inferhub.core.tenancy import Principal
 from inferhub.gateway.answer import Exchange, Wanted, answer
+from inferhub.gateway.criticality import criticality_of
 from inferhub.gateway.dialects.base import Dialect
 from inferhub.gateway.forms import parse_form, read_form
 from inferhub.gateway.identity import Identity
@@ -145,6 +146,7 @@ def make_call(
         media=media,
         native=native,
         session=_session(headers, request),
+        criticality=criticality_of(headers, asked.request, principal),
     )
 
 

@@ -34,6 +34,7 @@ class Uploads:
             raise Overloaded(
                 f"Uploads of {self._held_bytes} bytes are being answered; this one does not fit beside them.",
                 retry_after_s=_RETRY_AFTER_S,
+                reason="media_full",
             )
         self._held_bytes += size
         try:

@@ -10,9 +10,10 @@ from typing import Any
 
 from msgspec.structs import replace as replace_fields
 
-from inferhub.backends.base import Backend
+from inferhub.backends.base import BatchBackend, BatchResult
 from inferhub.backends.echo import Echo
 from inferhub.core.call import Call, Delta, Finished
+from inferhub.core.errors import InferHubError
 from inferhub.core.models import Capability, ModelSpec
 from inferhub.core.usage import Usage
 from inferhub.modalities.chat import ChatDelta, FunctionDelta, TokenLogprob, ToolCallDelta
@@ -28,9 +29,10 @@ from inferhub.modalities.vision import Reply
 Items = list[Delta | Finished]
 
 
-class BrokenEcho(Backend):
+class BrokenEcho(BatchBackend):
     """`fault` is a name from `FAULTS`. Claims more features than it has, as broken backends do."""
 
+    batches = frozenset({"embedding", "rerank"})
     capabilities: tuple[Capability, ...] = ()
 
     def __init__(self, fault: str) -> None:
@@ -60,6 +62,17 @@ class BrokenEcho(Backend):
             yield item
         if self._fault == "ignores_close":
             self._slots.release()
+
+    async def run_batch(self, calls: Sequence[Call]) -> Sequence[BatchResult]:
+        answers: list[BatchResult] = []
+        for call in calls:
+            try:
+                answers.append([item async for item in self.run(call)])
+            except InferHubError as error:
+                if self._fault == "one_fails_batch":
+                    raise
+                answers.append(error)
+        return [*answers[1:], answers[0]] if self._fault == "mixes_batch" else answers
 
     async def _items(self, call: Call) -> Items:
         try:
@@ -222,6 +235,8 @@ FAULTS: dict[str, Callable[[Items, int], Sequence[Delta | Finished]]] = {
     "broken_utf8": _payloads(_cut_characters),
     "ignores_close": _untouched,
     "mixes_calls": lambda items, calls: [*items[:-1], Finished(Usage(calls, calls))],
+    "mixes_batch": _untouched,
+    "one_fails_batch": _untouched,
     "foreign_exception": _untouched,
     "ignores_n": _untouched,
     "ignores_seed": _payloads(_at_random),
@@ -246,4 +261,4 @@ FAULTS: dict[str, Callable[[Items, int], Sequence[Delta | Finished]]] = {
     "no_reply": _payloads(lambda p: replace_fields(p, reply=Reply("", "", "unknown", 0.0))),
     "billed_count": lambda items, _: [*items[:-1], Finished(Usage(4))],
 }
-"""Fault → what it does to the items of a correct answer (the rest happens in `_deaf` and `run`)."""
+"""Fault → what it does to the items of a correct answer; the rest happens in `_deaf`, `run`, `run_batch`."""

@@ -18,6 +18,8 @@ from inferhub.gateway.limits import GatewayLimits
 from inferhub.gateway.responses.kept import KeptResponses
 from inferhub.gateway.sockets.realtime.secrets import ClientSecrets
 from inferhub.gateway.tokens import TokenVerifier
+from inferhub.orchestrator.service import Orchestrator
+from inferhub.routing import Decisions
 from inferhub.settings.spec import load_spec
 from inferhub.stores import (
     open_answers,
@@ -28,6 +30,7 @@ from inferhub.stores import (
     open_usage,
 )
 from inferhub.telemetry.metrics import Metrics
+from inferhub.transport.reach import Reach
 
 PEPPER = b"pepper of a test"
 
@@ -48,7 +51,10 @@ async def gateway_parts(folder: Path) -> AsyncIterator[GatewayParts]:
         stack.push_async_callback(responses.close)
         blobs = await open_blobs(f"file://{folder}/blobs", ttl_s=60, max_bytes=2**24)
         stack.push_async_callback(blobs.close)
-        fleet = Fleet(engines={}, providers={}, is_remote=lambda _: False, refresh_s=1, drain_grace_s=0)
+        reach = Reach()
+        nobody = Orchestrator(reach=reach, polled=(), poll_s=1, heartbeat_s=1, lease_s=5, drain_grace_s=0)
+        stack.push_async_callback(nobody.close)
+        fleet = Fleet(engines=nobody, providers=nobody, reach=reach, is_remote=lambda _: False)
         desired = Desired(
             catalog,
             fleet,
@@ -72,6 +78,7 @@ async def gateway_parts(folder: Path) -> AsyncIterator[GatewayParts]:
             check_url=check_url,
             metrics=Metrics(),
             limits=GatewayLimits(),
+            decisions=Decisions(),
         )
 
 

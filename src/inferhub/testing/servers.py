@@ -200,16 +200,23 @@ def environment(settings: Mapping[str, object]) -> dict[str, str]:
 
 
 def start_service(
-    verb: str, folder: Path, settings: Mapping[str, object], *arguments: str, name: str | None = None
+    verb: str,
+    folder: Path,
+    settings: Mapping[str, object],
+    *arguments: str,
+    name: str | None = None,
+    within: Sequence[str] = (),
 ) -> Process:
-    """`inferhub VERB` on free ports, with its data in `folder`. Not yet ready: ask its `announcement`."""
+    """`inferhub VERB` on free ports, with its data in `folder`. Not yet ready: ask its `announcement`.
+
+    `within` is a command that runs the command behind it, such as `nsenter`."""
     defaults: dict[str, object] = {"data_dir": folder / "data", "metrics_port": 0, "log_level": "info"}
-    if verb == "worker":
-        defaults["worker_listen"] = "127.0.0.1:0"
+    if verb in ("worker", "orchestrator"):
+        defaults[f"{verb}_listen"] = "127.0.0.1:0"
     else:
         defaults["port"] = 0
     env = environment({**defaults, **settings})
-    return Process(command(verb, "--json", *arguments), folder, name or verb, env)
+    return Process([*within, *command(verb, "--json", *arguments)], folder, name or verb, env)
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +261,7 @@ def running_hub(
             started.append(worker)
             target = worker.announcement()["url"]
             started.insert(0, start_service("gateway", folder, given, "--worker", target))
-        yield _ready(shape, folder, tuple(started))
+        yield ready_hub(shape, folder, tuple(started))
     finally:
         for process in started:
             process.end()
@@ -262,7 +269,8 @@ def running_hub(
             process.stop()
 
 
-def _ready(shape: Shape, folder: Path, processes: tuple[Process, ...]) -> Hub:
+def ready_hub(shape: Shape, folder: Path, processes: tuple[Process, ...]) -> Hub:
+    """Of processes that were just started, once they are ready."""
     said = processes[0].announcement()
     wait_for(lambda: is_ready(said["url"]), START_TIMEOUT_S, f"{said['url']}/readyz")
     key = said["admin_key"]

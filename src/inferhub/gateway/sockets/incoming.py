@@ -40,7 +40,9 @@ class Incoming(AsyncIterator[Frame]):
                         )
                     )
             except TimeoutError:
-                raise Overloaded("The model cannot keep up with what is said.", retry_after_s=5.0) from None
+                raise Overloaded(
+                    "The model cannot keep up with what is said.", retry_after_s=5.0, reason="connection_full"
+                ) from None
             if not self._has_ended:
                 self._frames.append(frame)
                 self._bytes += len(frame.data)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from inferhub.core.call import Call, Chunk, Delta, Finished, Frame, Handler, Started
+from inferhub.core.call import Call, Chunk, Criticality, Delta, Finished, Frame, Handler, Started
 from inferhub.core.clock import new_id
 from inferhub.core.errors import InferHubError, InternalError, ModelNotFound
 from inferhub.core.usage import Usage
@@ -75,6 +75,7 @@ class LiveCall:
             traceparent=caller.traceparent,
             incoming=self._incoming,
             cache="off",
+            criticality=Criticality.REALTIME,
         )
         self._task = asyncio.ensure_future(self._run())
 

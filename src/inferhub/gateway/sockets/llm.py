@@ -23,6 +23,7 @@ from inferhub.core.errors import (
     ModelNotFound,
     Overloaded,
 )
+from inferhub.gateway.criticality import criticality_of
 from inferhub.gateway.dialects import dialects
 from inferhub.gateway.identity import Identity
 from inferhub.gateway.payload import ClientGone, explain, parse_request, read_object
@@ -167,6 +168,7 @@ class _Session:
             raise Overloaded(
                 f"{_MOST_AT_ONCE} answers are under way on this connection, the most allowed.",
                 retry_after_s=1.0,
+                reason="connection_full",
             )
         if tree.pop("type", "chat") != "chat":
             raise Invalid("'type' is 'chat' or 'cancel'.", param="type")
@@ -204,6 +206,7 @@ class _Session:
             traceparent=caller.traceparent,
             unknown_params=unknown,
             session=request.user or "",
+            criticality=criticality_of({}, request, caller.principal),
         )
         return call, request
 

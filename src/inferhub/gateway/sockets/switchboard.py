@@ -167,7 +167,11 @@ class Switchboard:
         if self._opened.is_draining:
             raise Draining("The server is shutting down.", retry_after_s=1.0)
         if len(self._opened) >= self._limits.max_sockets:
-            raise Overloaded(f"{len(self._opened)} WebSockets are open, the most allowed.", retry_after_s=5.0)
+            raise Overloaded(
+                f"{len(self._opened)} WebSockets are open, the most allowed.",
+                retry_after_s=5.0,
+                reason="connection_full",
+            )
         headers = _with_key(headers, scope["subprotocols"])
         door = endpoint.identity(self._identity)
         principal, session = await door.caller(headers)

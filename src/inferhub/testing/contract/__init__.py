@@ -5,6 +5,7 @@ names the fault of `testing.broken` that it must catch; the suite runs that too.
 """
 
 # Imported for their checks, which they add to the list.
+from inferhub.testing.contract import batches as batches
 from inferhub.testing.contract import media as media
 from inferhub.testing.contract import others as others
 from inferhub.testing.contract import text as text

@@ -15,7 +15,7 @@ from inferhub.testing.calls import make_call
 from inferhub.testing.contract.frame import check, finish
 
 
-def _vector(delta: EmbeddingDelta) -> tuple[float, ...]:
+def vector_of(delta: EmbeddingDelta) -> tuple[float, ...]:
     return struct.unpack(f"<{len(delta.vector) // 4}f", delta.vector)
 
 
@@ -23,14 +23,14 @@ def _vector(delta: EmbeddingDelta) -> tuple[float, ...]:
 async def vectors_have_their_length(backend: Backend, capability: Capability) -> None:
     result = await finish(backend, make_call("embedding", input=["the sea", "a mountain"]))
     for delta in result.payloads:
-        vector = _vector(delta)
+        vector = vector_of(delta)
         if capability.dimensions is not None:
             assert len(vector) == capability.dimensions
         assert math.isclose(math.hypot(*vector), 1.0, abs_tol=1e-3)
 
 
 @check("embedding", fault="missing_vector")
-async def every_input_has_its_vector(backend: Backend, capability: Capability) -> None:
+async def every_input_has_itsvector_of(backend: Backend, capability: Capability) -> None:
     texts = [f"{number} ships at sea" for number in range(40)]
     result = await finish(backend, make_call("embedding", input=texts))
     assert sorted(delta.index for delta in result.payloads) == list(range(40))
@@ -41,17 +41,17 @@ async def a_batch_equals_single_inputs(backend: Backend, capability: Capability)
     """Within what dynamic quantisation allows: a batch-mate may move a vector by a hair."""
     texts = ["the sea", "a mountain railway in winter", "seven"]
     batch = await finish(backend, make_call("embedding", input=texts))
-    by_index = {delta.index: _vector(delta) for delta in batch.payloads}
+    by_index = {delta.index: vector_of(delta) for delta in batch.payloads}
     for index, text in enumerate(texts):
         alone = await finish(backend, make_call("embedding", input=text))
-        similarity = sum(a * b for a, b in zip(_vector(alone.payloads[0]), by_index[index], strict=True))
+        similarity = sum(a * b for a, b in zip(vector_of(alone.payloads[0]), by_index[index], strict=True))
         assert similarity > 0.97, (text, similarity)
 
 
 @check("embedding", fault="ignores_dimensions", feature="dimensions")
 async def refuses_dimensions_it_cannot_make(backend: Backend, capability: Capability) -> None:
     plain = await finish(backend, make_call("embedding", input="the sea"))
-    native = len(_vector(plain.payloads[0]))
+    native = len(vector_of(plain.payloads[0]))
     try:
         await finish(backend, make_call("embedding", input="the sea", dimensions=native - 1))
     except (Unsupported, BackendRefused) as error:
@@ -64,7 +64,7 @@ async def refuses_dimensions_it_cannot_make(backend: Backend, capability: Capabi
 async def reads_token_ids(backend: Backend, capability: Capability) -> None:
     result = await finish(backend, make_call("embedding", input=[[1000, 1001, 1002], [2000]]))
     assert sorted(delta.index for delta in result.payloads) == [0, 1]
-    assert _vector(result.payloads[0]) != _vector(result.payloads[1])
+    assert vector_of(result.payloads[0]) != vector_of(result.payloads[1])
 
 
 # --- verdicts, ranks and counts ----------------------------------------------------------------
