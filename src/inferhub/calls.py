@@ -6,11 +6,13 @@ Called by assembly. Knows every ring's ports and no transport.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from contextlib import AsyncExitStack
 
 from inferhub.accounting import Accounting
 from inferhub.core.call import Handler
 from inferhub.core.errors import UpstreamFailed
+from inferhub.core.models import public_name
 from inferhub.core.prices import cost_nano_usd
 from inferhub.core.usage import Usage
 from inferhub.egress import Fetcher, FetchLimits
@@ -27,9 +29,9 @@ from inferhub.pipeline.links import Keep, Links
 from inferhub.pipeline.media import Media, MediaLimits
 from inferhub.pipeline.meter import Meter
 from inferhub.pipeline.onion import build
-from inferhub.routing import BreakerLimits, Router, RouterLimits
+from inferhub.routing import BreakerLimits, Decisions, Router, RouterLimits
 from inferhub.settings import Settings
-from inferhub.telemetry.metrics import Metrics
+from inferhub.telemetry.metrics import Metrics, Place
 
 
 def open_calls(
@@ -41,11 +43,13 @@ def open_calls(
     accounting: Accounting,
     metrics: Metrics,
     keep: Keep,
+    decisions: Decisions,
 ) -> Handler:
     """The pipeline; what it opens is closed by `stack`."""
     limiter = accounting.limiter
     limits = _pipeline_limits(settings)
-    router = _router(settings, desired)
+    router = _router(settings, desired, fleet, decisions)
+    metrics.watch_places(lambda: _places(router))
 
     def cost(model: str, modality: str, estimate: Usage) -> int:
         """What a call may cost, before it is known who answers it: as much as the dearest model that may."""
@@ -80,7 +84,14 @@ def open_tokens(stack: AsyncExitStack) -> TokenVerifier:
     return TokenVerifier(fetch)
 
 
-def _router(settings: Settings, desired: Desired) -> Router:
+def _places(router: Router) -> Iterator[Place]:
+    # Read by the thread that answers scrapes, while the event loop goes on.
+    for (deployment, endpoint), condition in list(router.conditions().items()):
+        limit = condition.room.limit_at(router.clock())
+        yield public_name(deployment), endpoint, condition.room.total, int(limit.calls)
+
+
+def _router(settings: Settings, desired: Desired, fleet: Fleet, decisions: Decisions) -> Router:
     def cost(model: str, modality: str, usage: Usage) -> int:
         price = None if modalities()[modality].is_free else desired.prices().at(model, time.time())
         return cost_nano_usd(price, usage) if price else 0
@@ -90,7 +101,14 @@ def _router(settings: Settings, desired: Desired) -> Router:
         open_s=settings.breaker_open_s,
         max_open_s=max(settings.breaker_open_s, settings.breaker_max_open_s),
     )
-    return Router(RouterLimits(breaker, retry_share=settings.retry_budget_ratio), cost=cost)
+    labels = dict(label.split("=", 1) for label in settings.labels)
+    return Router(
+        RouterLimits(breaker, retry_share=settings.retry_budget_ratio),
+        cost=cost,
+        scheduling=lambda: fleet.spec.scheduler,
+        region=labels.get("region", ""),
+        decisions=decisions,
+    )
 
 
 def _cache(settings: Settings, fleet: Fleet, accounting: Accounting, attempt: Attempt) -> Cache:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from decimal import Decimal
 from random import Random
@@ -15,10 +15,13 @@ from hypothesis import strategies as st
 
 from inferhub.core.call import Call, Emit
 from inferhub.core.models import Capability, ModelSpec, ModelStatus
+from inferhub.core.scheduling import Scheduling
 from inferhub.core.serving import Endpoint
 from inferhub.core.traffic import Cause, Fallback, Route, Spill, Target, alias
 from inferhub.routing.choose import Asked, Candidate, order
+from inferhub.routing.concurrency import Caller
 from inferhub.routing.condition import Facts, Key, Standing, key_of
+from inferhub.routing.scheduler import Ask, Pool, ranked, row_of
 
 
 async def unused(call: Call, emit: Emit) -> None:
@@ -46,6 +49,27 @@ def facts_of(where: Mapping[str, Sequence[Endpoint]], **changed: Facts) -> dict[
 ASKED = Asked("chat", explore=0.0)
 
 
+class Busy:
+    """An endpoint with so many calls."""
+
+    def __init__(self, calls: int) -> None:
+        self.calls = calls
+
+    def pending_s(self, now_s: float, s_per_cost: float, s_per_call: float, caller: Caller) -> float | None:
+        return self.calls * s_per_call
+
+
+def by_score(facts: Mapping[Key, Facts], random: Random) -> Callable[..., Sequence[Endpoint]]:
+    """The scheduler's order, as the router has it made."""
+
+    def rank(_model: str, endpoints: Sequence[Endpoint]) -> Sequence[Endpoint]:
+        scheduling = Scheduling()
+        rows = [row_of(e, Busy(facts[key_of(e)].load), scheduling) for e in endpoints]
+        return [row.endpoint for row in ranked(Pool.build(rows, scheduling), Ask(0.0), random)]
+
+    return rank
+
+
 def choose(
     route: Route,
     where: Mapping[str, Sequence[Endpoint]] | None = None,
@@ -54,7 +78,8 @@ def choose(
     **changed: Facts,
 ) -> list[Candidate]:
     where = where if where is not None else places(*route.models)
-    return list(order(route, where, facts_of(where, **changed), asked, Random(seed)))
+    facts, random = facts_of(where, **changed), Random(seed)
+    return list(order(route, where, facts, replace(asked, rank=by_score(facts, random)), random))
 
 
 def ids(candidates: Sequence[Candidate]) -> list[str]:

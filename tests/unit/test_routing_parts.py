@@ -32,6 +32,7 @@ MEANING = {
     "Unsupported": (None, Blame.NOTHING),
     "NoEndpoint": (Cause.FAILURE, Blame.NOTHING),
     "Overloaded": (Cause.OVERLOAD, Blame.FULL),
+    "OutOfMemory": (Cause.OVERLOAD, Blame.FULL),
     "EndpointLost": (Cause.FAILURE, Blame.FAULT),
     "UpstreamFailed": (Cause.FAILURE, Blame.FAULT),
     "UpstreamDenied": (Cause.FAILURE, Blame.FAULT),
@@ -247,9 +248,7 @@ Place = tuple[str, int, int]
 
 
 def home(places: list[Place], session: str) -> str:
-    ordered = by_session(
-        places, session, name=lambda p: (p[0], p[0]), weight=lambda p: p[1], load=lambda p: p[2]
-    )
+    ordered = by_session(places, session, name=lambda p: p[0], weight=lambda p: p[1], load=lambda p: p[2])
     assert sorted(ordered) == sorted(places)
     return ordered[0][0]
 

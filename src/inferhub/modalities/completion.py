@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Literal
 
 import msgspec
@@ -120,6 +120,12 @@ def _requires(request: CompletionRequest) -> Mapping[str, str]:
     return {feature: param.get(feature, feature) for feature, is_asked in asked.items() if is_asked}
 
 
+def _prefix(request: CompletionRequest) -> Iterator[bytes]:
+    """Of several prompts the first: they go to one endpoint together."""
+    first = prompts(request)[0]
+    yield first.encode("utf-8", "surrogatepass") if isinstance(first, str) else _encode(first)
+
+
 def _estimate(request: CompletionRequest, _body_bytes: int) -> Usage:
     choices = max(request.n or 1, request.best_of or 1) * len(prompts(request))
     each = DEFAULT_OUTPUT_TOKENS if request.max_tokens is None else request.max_tokens
@@ -214,4 +220,5 @@ MODALITY = Modality(
         "prefill",
     ),
     example={"prompt": "Once upon a time", "max_tokens": 16},
+    prefix=_prefix,
 )

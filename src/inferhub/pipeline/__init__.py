@@ -34,7 +34,7 @@ from inferhub.telemetry.metrics import Metrics
 class PipelineLimits:
     """Bounds of one gateway process; every field is a setting of the same name."""
 
-    max_inflight: int = 1024
+    max_inflight: int = 1152
     max_attempts: int = 3
     first_token_timeout_s: float = 120.0
     idle_timeout_s: float = 60.0

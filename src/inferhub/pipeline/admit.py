@@ -10,7 +10,7 @@ from dataclasses import fields, replace
 from operator import attrgetter
 
 from inferhub.core.call import Call, Chunk, Delta, Emit, Handler, Started
-from inferhub.core.errors import Forbidden, InferHubError, ModelNotFound, Overloaded
+from inferhub.core.errors import Forbidden, InferHubError, ModelNotFound
 from inferhub.core.quota import Reservation, Unit
 from inferhub.core.tenancy import Principal
 from inferhub.core.usage import Usage
@@ -18,6 +18,7 @@ from inferhub.modalities import modalities
 from inferhub.modalities.tokens import BYTES_PER_TOKEN
 from inferhub.modalities.transcription import Live
 from inferhub.pipeline.directory import Directory
+from inferhub.pipeline.doorway import Doorway
 from inferhub.pipeline.limiter import Limiter
 from inferhub.pipeline.listened import Listened
 
@@ -38,8 +39,7 @@ class Admit:
         limiter: Limiter | None = None,
         cost: Cost = lambda *_: 0,
     ) -> None:
-        self._max_inflight = max_inflight
-        self._inflight = 0
+        self._doorway = Doorway(max_inflight)
         self._directory = directory
         self._limiter = limiter
         self._cost = cost
@@ -50,9 +50,8 @@ class Admit:
         if self._directory is not None:
             # Before anything is reserved or recorded: a made-up name is text of the client's, and stays out.
             check_known(call, self._directory())
-        if self._inflight >= self._max_inflight:
-            raise Overloaded(f"{self._inflight} calls are in flight, the most allowed.", retry_after_s=1.0)
-        self._inflight += 1
+        tenant = call.principal.tenant_id
+        self._doorway.enter(call.criticality, tenant)
         try:
             limiter = self._limiter
             if limiter is None or not limiter.binds(call.principal):
@@ -60,7 +59,7 @@ class Admit:
             else:
                 await self._limited(limiter, call, emit, inner)
         finally:
-            self._inflight -= 1
+            self._doorway.leave(tenant)
 
     async def _limited(self, limiter: Limiter, call: Call, emit: Emit, inner: Handler) -> None:
         estimate = _estimate(call)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from inferhub.core.call import Call, Delta, Emit, Failed, Handler
 from inferhub.core.errors import InferHubError
 from inferhub.core.traffic import Cause
-from inferhub.pipeline.address import addressed
+from inferhub.pipeline.address import addressed, measured
 from inferhub.pipeline.directory import Directory
 from inferhub.pipeline.hedge import Outcome, Race
 from inferhub.pipeline.leg import Journal, Leg
@@ -51,6 +51,7 @@ class Attempt:
 
     async def __call__(self, call: Call, emit: Emit, inner: Handler) -> None:
         directory = self._directory()
+        call = measured(call, *self._router.measure(call, directory))
         with self._router.begin(call, directory) as journey:
             route = journey.route
             is_live = call.incoming is not None

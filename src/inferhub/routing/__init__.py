@@ -9,7 +9,19 @@ from __future__ import annotations
 from inferhub.routing.breaker import BreakerLimits
 from inferhub.routing.causes import cause_of
 from inferhub.routing.choose import Candidate
-from inferhub.routing.router import Journey, Places, Router, RouterLimits
+from inferhub.routing.decisions import Decisions
+from inferhub.routing.journey import Journey
+from inferhub.routing.router import Places, Router, RouterLimits
 from inferhub.routing.trial import Trial
 
-__all__ = ["BreakerLimits", "Candidate", "Journey", "Places", "Router", "RouterLimits", "Trial", "cause_of"]
+__all__ = [
+    "BreakerLimits",
+    "Candidate",
+    "Decisions",
+    "Journey",
+    "Places",
+    "Router",
+    "RouterLimits",
+    "Trial",
+    "cause_of",
+]

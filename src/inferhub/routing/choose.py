@@ -17,6 +17,7 @@ from inferhub.core.traffic import Cause, Fallback, Route, Spill
 from inferhub.routing.affinity import by_session
 from inferhub.routing.breaker import let_through
 from inferhub.routing.condition import Facts, Key, Standing, key_of
+from inferhub.routing.filters import is_capable
 
 EXPLORE = 0.02
 """Share of the calls of a route that prefers latency whose order starts anywhere: a prediction that nobody
@@ -69,6 +70,8 @@ class Asked:
     explore: float = EXPLORE
     max_ejected_share: float = 0.5
     """Of a route's endpoints, by their breakers."""
+    rank: Callable[[str, Sequence[Endpoint]], Sequence[Endpoint]] = lambda _, endpoints: endpoints
+    """(model, those of its endpoints that are well) → the same, the best first: the scheduler's part."""
 
 
 class _Option(NamedTuple):
@@ -109,8 +112,8 @@ def order(
     late: list[Candidate] = []
     for place, fallback in enumerate(_eligible(route, targets, well, asked)):
         options = _options(fallback.model, 1, endpoints, facts, asked)
-        options = [o for o in options if _is_capable(o.endpoint, asked.modality, asked.needs | asked.must)]
-        ready = _least_loaded([o for o in options if _is_well(o)], asked, random, sticks=route.affinity)
+        options = [o for o in options if is_capable(o.endpoint, asked.modality, asked.needs | asked.must)]
+        ready = _best_first(fallback.model, [o for o in options if _is_well(o)], asked)
         fallbacks += [_fallback(o, place) for o in ready]
         late += [_fallback(o, place, _last_term(o)) for o in options if _is_last(o, forced)]
     if asked.well_only:
@@ -142,12 +145,12 @@ def _targets(
     ]
     everyone = [e for target in route.targets for e in endpoints.get(target.model, ())]
     needs = asked.needs
-    if not any(_is_capable(endpoint, asked.modality, needs) for endpoint in everyone):
+    if not any(is_capable(endpoint, asked.modality, needs) for endpoint in everyone):
         if not asked.must:
             return found
         needs = frozenset()
     needs |= asked.must
-    return [(p, o) for p, o in found if _is_capable(o.endpoint, asked.modality, needs)]
+    return [(p, o) for p, o in found if is_capable(o.endpoint, asked.modality, needs)]
 
 
 def _options(
@@ -164,11 +167,6 @@ def _options(
         for endpoint in endpoints.get(model, ())
         if (key := key_of(endpoint)) not in asked.tried
     ]
-
-
-def _is_capable(endpoint: Endpoint, modality: str, needs: frozenset[str]) -> bool:
-    capability = endpoint.model.capability(modality)
-    return capability is not None and needs <= capability.features
 
 
 def _is_well(option: _Option) -> bool:
@@ -210,19 +208,20 @@ def _eligible(
 
 def _ranked(route: Route, options: list[_Option], asked: Asked, random: Random) -> list[_Ranked]:
     """One priority's options by the route's preference."""
-    if route.affinity and asked.session:
-        return [(o, ("affinity", float(place))) for place, o in enumerate(_sticky(options, asked))]
-    if route.prefer == "latency":
+    if route.prefer == "latency" and not (route.affinity and asked.session):
         return _by_latency(options, asked, random)
     models: dict[str, list[_Option]] = {}
     for option in options:
         models.setdefault(option.model, []).append(option)
+    if route.affinity and asked.session:
+        home = [o for model in _sticky(models, asked) for o in _best_first(model, models[model], asked)]
+        return [(o, ("affinity", float(place))) for place, o in enumerate(home)]
     costs = {model: asked.cost_nano_usd(model) for model in models} if route.prefer == "cost" else {}
     clocks = {model: _clock(of[0].weight, random) for model, of in models.items()}
     ranked: list[_Ranked] = []
     for model in sorted(models, key=lambda m: (clocks[m] == math.inf, costs.get(m, 0), clocks[m])):
         term = ("cost_nano_usd", float(costs[model])) if costs else ("weight", float(models[model][0].weight))
-        ranked += [(o, term) for o in _least_loaded(models[model], asked, random)]
+        ranked += [(o, term) for o in _best_first(model, models[model], asked)]
     return ranked
 
 
@@ -232,13 +231,14 @@ def _clock(weight: int, random: Random) -> float:
     return -math.log(1 - random.random()) / weight if weight else math.inf
 
 
-def _sticky(options: Sequence[_Option], asked: Asked) -> list[_Option]:
+def _sticky(models: Mapping[str, Sequence[_Option]], asked: Asked) -> list[str]:
+    """The models, the session's own first; how busy one is, its least busy endpoint says."""
     return by_session(
-        options,
+        list(models),
         asked.session,
-        name=lambda o: (o.model, o.endpoint.id),
-        weight=lambda o: o.weight,
-        load=lambda o: o.facts.load,
+        name=str,
+        weight=lambda model: models[model][0].weight,
+        load=lambda model: min(o.facts.load for o in models[model]),
     )
 
 
@@ -300,15 +300,12 @@ def _is_affordable(option: _Option, asked: Asked) -> bool:
     return room is None or asked.cost_nano_usd(option.model) <= room
 
 
-def _least_loaded(
-    options: Sequence[_Option], asked: Asked, random: Random, *, sticks: bool = False
-) -> Sequence[_Option]:
+def _best_first(model: str, options: Sequence[_Option], asked: Asked) -> Sequence[_Option]:
     """Endpoints of one model."""
     if len(options) < 2:
         return options
-    if sticks and asked.session:
-        return _sticky(options, asked)
-    return sorted(options, key=lambda o: (o.facts.load, random.random()))
+    by_key = {key_of(option.endpoint): option for option in options}
+    return [by_key[key_of(endpoint)] for endpoint in asked.rank(model, [o.endpoint for o in options])]
 
 
 def _fallback(option: _Option, place: int, *terms: tuple[str, float]) -> Candidate:

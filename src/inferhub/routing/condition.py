@@ -16,7 +16,11 @@ from inferhub.core.traffic import Cause
 from inferhub.routing import breaker as breakers
 from inferhub.routing.breaker import Breaker, BreakerLimits
 from inferhub.routing.causes import Blame, blame_of, cause_of, rest_s
+from inferhub.routing.concurrency import Caller
 from inferhub.routing.history import History, predict_first_token_s
+from inferhub.routing.room import Room
+
+ANYBODY = Caller()
 
 Key = tuple[str, str]
 """(deployment, endpoint): a worker serves several models, and a changed model starts with a clean record."""
@@ -34,6 +38,8 @@ class Standing(Enum):
     """Named a time before which it is not asked."""
     OPEN = auto()
     """Its circuit breaker is open."""
+    CROWDED = auto()
+    """Has as many calls of this process as it can answer soon: not asked, so refusing costs it nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,8 @@ class Facts:
 
 class Condition:
     __slots__ = (
-        "_breaker", "_foreign", "_history", "_limits", "_peak", "_rest", "_waiting", "in_flight",
+        "_breaker", "_foreign", "_foreign_cost", "_history", "_limits", "_peak", "_peak_cost", "_rest",
+        "_told_s", "_waiting", "cost_in_flight", "in_flight", "room",
     )  # fmt: skip
 
     def __init__(self, limits: BreakerLimits) -> None:
@@ -67,6 +74,12 @@ class Condition:
         self._foreign = 0
         self._peak = 0
         self.in_flight = 0
+        self.room = Room()
+        self._foreign_cost = 0.0
+        self._peak_cost = 0.0
+        self.cost_in_flight = 0.0
+        self._told_s = 0.0
+        """Depth that came with a refusal; until the next report says better."""
 
     @property
     def breaker(self) -> Breaker:
@@ -76,22 +89,52 @@ class Condition:
     def load(self) -> int:
         return self.in_flight + self._foreign
 
-    def reported(self, running: int) -> None:
-        """A worker's report of all its calls. It is late, and has calls that ended since: only what is more
-        than this process had there at any time since the last report is somebody else's."""
+    def reported(self, running: int, pending_cost: float = 0.0) -> None:
+        """A worker's report of all its calls, each report once. It is late, and has calls that ended since:
+        only what is more than this process had there at any time since the last one is somebody else's."""
         self._foreign = max(0, running - self._peak)
         self._peak = self.in_flight
+        self._foreign_cost = max(0.0, pending_cost - self._peak_cost)
+        self._peak_cost = self.cost_in_flight
+        self._told_s = 0.0
 
-    def may_be_asked(self, now_s: float) -> bool:
+    def pending_s(
+        self, now_s: float, s_per_cost: float, s_per_call: float, caller: Caller = ANYBODY
+    ) -> float | None:
+        """How long what waits and runs there will take: all that was reported, and what this process sent
+        since. None where it is not well. Asked for every candidate of a call, so it is in one piece."""
+        if self._rest[0] > now_s:
+            return None
+        breaker, own = self._breaker, self.in_flight
+        if breaker is not breakers.CLOSED and not breakers.may_ask(breaker, now_s):
+            return None
+        if own >= self.room.sure and not self.room.has_place(caller, now_s):
+            return None
+        cost = self.cost_in_flight + self._foreign_cost
+        pending_s = cost * s_per_cost + (own + self._foreign) * s_per_call
+        return pending_s if pending_s > self._told_s else self._told_s
+
+    def may_take(self, caller: Caller, now_s: float) -> bool:
+        """Whether this process may give it one more such call."""
+        return self.room.has_place(caller, now_s)
+
+    def may_be_asked(self, now_s: float, caller: Caller = ANYBODY) -> bool:
         """Whether it is well, or full, which it is best asked about itself; `facts` in short."""
+        if not self.room.has_place(caller, now_s):
+            return False
         if self._rest[0] > now_s and self._rest[1] is Standing.LIMITED:
             return False
         return breakers.may_ask(self._breaker, now_s)
 
-    def facts(self, now_s: float, *, predicts: bool) -> Facts:
+    def facts(self, now_s: float, *, predicts: bool, caller: Caller = ANYBODY) -> Facts:
         standing, until_s, cause = Standing.WELL, 0.0, None
         if not breakers.may_ask(self._breaker, now_s):
             standing, until_s, cause = Standing.OPEN, max(self._breaker.until_s, now_s), Cause.FAILURE
+        elif now_s < self._rest[0] and self._rest[1] is Standing.LIMITED:
+            until_s, standing, cause = self._rest
+        elif not self.room.has_place(caller, now_s):
+            until_s = now_s + self.room.retry_after_s(caller.criticality)
+            standing, cause = Standing.CROWDED, Cause.OVERLOAD
         elif now_s < self._rest[0]:
             until_s, standing, cause = self._rest
         if not predicts:
@@ -103,10 +146,12 @@ class Condition:
         """Time to the first token beside `load` other calls."""
         return predict_first_token_s(self._history.snapshot(now_s), load)
 
-    def began(self, trial: int, now_s: float) -> bool:
+    def began(self, trial: int, now_s: float, cost: float = 0.0) -> bool:
         """True where the call is a probe of the breaker."""
         self.in_flight += 1
         self._peak = max(self._peak, self.in_flight)
+        self.cost_in_flight += cost
+        self._peak_cost = max(self._peak_cost, self.cost_in_flight)
         self._waiting[trial] = now_s
         before, self._breaker = self._breaker, breakers.asked(self._breaker, now_s)
         return self._breaker.is_probing and not before.is_probing
@@ -117,8 +162,10 @@ class Condition:
     def sampled(self, now_s: float, load: int, first_token_s: float) -> None:
         self._history.began(now_s, load, first_token_s)
 
-    def ended(self, trial: int) -> None:
+    def ended(self, trial: int, cost: float = 0.0) -> None:
         self.in_flight -= 1
+        # Sums of fractions leave a rest behind, which must not stay.
+        self.cost_in_flight = self.cost_in_flight - cost if self.in_flight else 0.0
         self._waiting.pop(trial, None)
 
     def succeeded(self, now_s: float, *, is_probe: bool) -> None:
@@ -132,6 +179,8 @@ class Condition:
         self, error: InferHubError, now_s: float, chance: Callable[[], float], *, is_probe: bool
     ) -> None:
         blame = blame_of(error)
+        if blame is Blame.FULL and error.pending_s is not None:
+            self._told_s = error.pending_s
         if blame is Blame.FAULT:
             self._history.failed(now_s)
             if is_probe:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal
 
-from inferhub.core.errors import InferHubError
+from inferhub.core.errors import DeadlineExceeded, InferHubError, Overloaded
 from inferhub.core.usage import Usage
 from inferhub.routing.causes import cause_of
 from inferhub.routing.choose import Candidate
 
 if TYPE_CHECKING:
-    from inferhub.routing.router import Journey
+    from inferhub.routing.journey import Journey
 
 
 class Trial:
@@ -29,6 +29,7 @@ class Trial:
         "_is_probe",
         "_journey",
         "_load",
+        "_place",
         "candidate",
     )
 
@@ -43,7 +44,9 @@ class Trial:
         self._condition = condition = journey.condition(self.candidate)
         self._load = condition.load
         self._began_s = journey.now()
-        self._is_probe = condition.began(id(self), self._began_s)
+        self._is_probe = condition.began(id(self), self._began_s, journey.cost)
+        foreign = self._load - condition.in_flight + 1
+        self._place = condition.room.enter(journey.caller, self._began_s, foreign)
         journey.entered(self)
         return self
 
@@ -66,6 +69,7 @@ class Trial:
         condition.answers(id(self))
         if journey.tells_first_token:
             condition.sampled(now_s, self._load, now_s - self._began_s)
+            self._answered(now_s)
 
     def succeeded(self, usage: Usage | None = None) -> None:
         """The answer came to its clean end. `usage` corrects what a spilled call was expected to cost."""
@@ -82,16 +86,23 @@ class Trial:
             if now_s - first_s >= waited_s:
                 condition.sampled(now_s, self._load, waited_s)
         condition.succeeded(now_s, is_probe=self._is_probe)
-        self._end(usage, is_billed=True)
+        if not journey.tells_first_token:
+            self._answered(now_s)
+        self._end(usage, is_billed=True, outcome="ok")
 
     def failed(self, error: InferHubError) -> None:
         """It raised. What the error says decides whether the endpoint is to blame."""
         if self._is_over:
             return
         journey = self._journey
-        self._condition.failed(error, journey.now(), journey.chance, is_probe=self._is_probe)
+        now_s = journey.now()
+        self._condition.failed(error, now_s, journey.chance, is_probe=self._is_probe)
+        if isinstance(error, Overloaded):
+            self._condition.room.refused(self._place, now_s)
+        elif isinstance(error, DeadlineExceeded) and self._content_s is None:
+            self._condition.room.stalled(self._place, now_s)
         journey.spoil(self.candidate.model, cause_of(error))
-        self._end(None, is_billed=self._content_s is not None)
+        self._end(None, is_billed=self._content_s is not None, outcome=error.code)
 
     def cancelled(self) -> None:
         """The client left, the call ran out of time, or another endpoint was quicker: nobody's fault."""
@@ -106,9 +117,19 @@ class Trial:
             # otherwise look as quick as it once was.
             condition.sampled(now_s, self._load, waited_s)
         condition.abandoned(is_probe=self._is_probe)
-        self._end(None, is_billed=True)
+        self._end(None, is_billed=True, outcome="cancelled")
 
-    def _end(self, usage: Usage | None, *, is_billed: bool) -> None:
+    def _answered(self, now_s: float) -> None:
+        journey = self._journey
+        call = journey.call
+        # Whoever goes on talking is answered when he has said something, not when there is a slot.
+        if call.incoming is None:
+            units = 1.0 if call.stream else journey.cost or 1.0
+            self._condition.room.answered(self._place, now_s, units, is_whole=not call.stream)
+
+    def _end(self, usage: Usage | None, *, is_billed: bool, outcome: str) -> None:
         self._is_over = True
-        self._condition.ended(id(self))
-        self._journey.left(self, usage, is_billed=is_billed)
+        journey = self._journey
+        self._condition.ended(id(self), journey.cost)
+        self._condition.room.leave(self._place, journey.now())
+        journey.left(self, usage, is_billed=is_billed, outcome=outcome)

@@ -175,7 +175,10 @@ class Settings(FleetSettings):
         8 * 1024, ge=256, le=64 * 1024, description="Length of a request's path and query."
     )
     max_inflight: int = Field(
-        1024, ge=1, le=1_000_000, description="Inference calls at once; more are refused with 503."
+        1152,
+        ge=1,
+        le=1_000_000,
+        description="Inference calls at once; more are refused with 503, those that may come later first.",
     )
     max_sockets: int = Field(
         1024, ge=1, le=1_000_000, description="WebSockets open at once; more are refused with 503."
@@ -324,8 +327,8 @@ class Settings(FleetSettings):
         None,
         ge=256 * 1024**2,
         le=1024**5,
-        description="Most memory of all processes that run a model. Before one is loaded on demand, those "
-        "that nobody calls leave, least recently used first.",
+        description="Most memory of all processes that run a model. Before another one is loaded, those that "
+        "nobody calls leave, least recently used first, but never pinned ones.",
         json_schema_extra={"default_text": "60 % of the memory of this machine or its container"},
     )
 

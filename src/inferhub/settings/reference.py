@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 
 from inferhub.settings.describe import allowed_values, default_text
 from inferhub.settings.model import SECRETS, Settings
+from inferhub.settings.spec.scheduler import SchedulerEntry, WeightsEntry
 from inferhub.settings.spec.types import (
     FallbackEntry,
     IssuerEntry,
@@ -122,6 +123,8 @@ def _spec_page() -> str:
         ("routes: spill", SpillEntry),
         ("prices", PriceEntry),
         ("issuers", IssuerEntry),
+        ("scheduler", SchedulerEntry),
+        ("scheduler: weights", WeightsEntry),
     )
     for title, entry in sections:
         lines += [
@@ -151,6 +154,8 @@ def _spec_default(value: Any) -> str:
         return "required"
     if value in (None, (), {}):
         return "none"
+    if isinstance(value, BaseModel):
+        return "each its own default"
     if isinstance(value, tuple):
         return ", ".join(f"`{item}`" for item in value)
     return f"`{str(value).lower() if isinstance(value, bool) else value}`"

@@ -17,6 +17,7 @@ from inferhub.modalities.chat.deltas import (
     TopLogprob,
 )
 from inferhub.modalities.chat.estimate import cap, estimate
+from inferhub.modalities.chat.prefix import prefix
 from inferhub.modalities.chat.request import (
     AllowedTools,
     AudioPart,
@@ -117,4 +118,5 @@ MODALITY = Modality(
         "service_tier",
     ),
     example={"messages": [{"role": "user", "content": "Say hello."}]},
+    prefix=prefix,
 )

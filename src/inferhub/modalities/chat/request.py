@@ -328,7 +328,8 @@ def requires(request: ChatRequest) -> Mapping[str, str]:
         "functions": request.functions is not None or request.function_call is not None,
         "verbosity": request.verbosity not in (None, "medium"),
         "store": bool(request.store),
-        "service_tier": request.service_tier not in (None, "auto", "default"),
+        # What InferHub itself does something about is asked of no model.
+        "service_tier": request.service_tier not in (None, "auto", "default", "flex", "priority"),
     }
     needed = {feature: _PARAM.get(feature, feature) for feature, is_asked in asked.items() if is_asked}
     for position, message in enumerate(request.messages):

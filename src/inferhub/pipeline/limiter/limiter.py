@@ -91,7 +91,11 @@ class Limiter:
         if not claims:
             return None
         if len(self._tasks) >= MAX_UNSETTLED:
-            raise Overloaded("Too many settled calls wait for the counters of limits.", retry_after_s=1.0)
+            raise Overloaded(
+                "Too many settled calls wait for the counters of limits.",
+                retry_after_s=1.0,
+                reason="gateway_full",
+            )
         ticket = f"{self._prefix}-{next(self._numbers)}"
         answer = self._instant.reserve_now(ticket, claims) if self._instant is not None else None
         if answer is None:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from inferhub.core.errors import SetupError
+from inferhub.core.fleet import Placement
 from inferhub.core.models import ModelSpec
+from inferhub.core.scheduling import Scheduling, Weights
 from inferhub.core.tenancy import Issuer, Role
 from inferhub.core.traffic import Cause, Route
 from inferhub.core.usage import Price
 from inferhub.settings.nearest import did_you_mean
+from inferhub.settings.spec.entry import MAX_SECONDS
 from inferhub.settings.spec.prices import load_prices, repeated
 from inferhub.settings.spec.reader import Document, Path, read
 from inferhub.settings.spec.references import expand
 from inferhub.settings.spec.routes import check_route_names, check_routes, load_route
+from inferhub.settings.spec.scheduler import (
+    MAX_REGIONS,
+    MAX_TERM_WEIGHT,
+    SchedulerEntry,
+    WeightsEntry,
+    load_scheduling,
+)
 from inferhub.settings.spec.types import (
     MAX_ENTRIES,
     MAX_ISSUERS,
     MAX_PRIORITY,
-    MAX_SECONDS,
     MAX_TARGETS,
     MAX_USD,
     MAX_WEIGHT,
@@ -53,6 +62,10 @@ _ALLOWED = {
     "slots": "a whole number from 0 to 4096",
     "queue_limit": "a whole number from 0 to 100000",
     "load": "start or demand",
+    "pinned": "true or false",
+    "max_batch": "a whole number from 0 to 1024",
+    "replicas": "a whole number from 0 to 1024",
+    "labels": "a mapping of at most 16 names to values, of letters, digits and `. _ / -`",
     "options": "a mapping of the backend's own settings",
     "models": f"a list of at most {MAX_ENTRIES} models, each a mapping with a name",
     "routes": f"a list of at most {MAX_ENTRIES} routes, each a mapping with a name",
@@ -66,7 +79,14 @@ _ALLOWED = {
     "affinity": "session",
     "resume": "true or false",
     **dict.fromkeys(
-        ("first_token_s", "hedge_after_s", "first_token_timeout_s", "idle_timeout_s", "request_timeout_s"),
+        (
+            "idle_ttl_s",
+            "first_token_s",
+            "hedge_after_s",
+            "first_token_timeout_s",
+            "idle_timeout_s",
+            "request_timeout_s",
+        ),
         f"seconds, more than 0 and at most {MAX_SECONDS}",
     ),
     "prices": f"a list of at most {MAX_ENTRIES} prices, each a mapping with a model",
@@ -77,6 +97,16 @@ _ALLOWED = {
     "project": "a project's id, prj_...",
     "role": "tenant_admin, enterprise or free",
     "from": "a date such as 2027-01-31",
+    "scheduler": "a mapping, see the reference of hub.yaml",
+    "scheduler.weights": "a mapping of terms to numbers",
+    **dict.fromkeys(Weights.__dataclass_fields__, f"a number from 0 to {MAX_TERM_WEIGHT}"),
+    "gate_s": f"seconds from 0 to {MAX_SECONDS}",
+    "gate_factor": "a number from 1 to 1000",
+    "sample": "a whole number from 1 to 256",
+    "explore": "a share from 0 to 1",
+    "region_policy": "any, near or own",
+    "near_regions": f"a mapping of at most {MAX_REGIONS} regions to lists of regions",
+    "gpus": f"a list of at most {MAX_REGIONS} kinds of GPU",
 }
 _ALLOWED_PRICE = f"US dollars from 0 to {MAX_USD} with at most {USD_DECIMALS} decimals, such as '0.15'"
 
@@ -91,6 +121,9 @@ class Spec:
     issuers: tuple[Issuer, ...] = ()
     price_places: tuple[str, ...] = ()
     """`FILE:LINE:COLUMN` of each price, for what only its time can tell about it."""
+    placements: Mapping[str, Placement] = field(default_factory=dict)
+    """Model → where it runs, of those that say."""
+    scheduler: Scheduling = field(default_factory=Scheduling)
 
 
 def load_spec(
@@ -120,7 +153,13 @@ def load_spec(
     issuers = tuple(map(_issuer, parsed.issuers))
     prices = load_prices(parsed.prices)
     places = [f"{source}:{_mark(('prices', i, 'from'), document)}" for i in range(len(prices))]
-    return Spec(models, routes, prices, issuers, tuple(places))
+    placements = {
+        entry.name: Placement(entry.replicas, entry.labels)
+        for entry in parsed.models
+        if entry.replicas or entry.labels
+    }
+    scheduling = load_scheduling(parsed.scheduler)
+    return Spec(models, routes, prices, issuers, tuple(places), placements, scheduling)
 
 
 def _parse(document: Document, problems: Problems) -> SpecFile | None:
@@ -150,12 +189,15 @@ def _translate(loc: Path, kind: str, written: Any) -> tuple[Path, str]:
             break  # a name alone, which stands for a mapping
         value = value[step]
     names = [step for step in loc if isinstance(step, str)]
+    for own in {"labels", "near_regions"}.intersection(names):  # their own keys are the operator's
+        loc = loc[: loc.index(own) + 1]
+        names = names[: names.index(own) + 1]
     label = names[-1] if isinstance(loc[-1], str) else f"an entry of {names[-1]}"
     shown = repr(value) if isinstance(value, str | int | float | None) else _kind_of(value)
     quote = (
         "; put it in quotes" if isinstance(value, bool | int | float) and label in ("name", "model") else ""
     )
-    allowed = _ALLOWED.get(names[-1], _ALLOWED_PRICE)
+    allowed = _ALLOWED.get(".".join(names[-2:])) or _ALLOWED.get(names[-1], _ALLOWED_PRICE)
     return loc, f"{label} cannot be {shown[:100]}; allowed: {allowed}{quote}"
 
 
@@ -167,6 +209,8 @@ _OWNERS: dict[str, type[BaseModel]] = {
     "spill": SpillEntry,
     "prices": PriceEntry,
     "issuers": IssuerEntry,
+    "scheduler": SchedulerEntry,
+    "weights": WeightsEntry,
 }
 
 
@@ -227,6 +271,9 @@ def _model(entry: ModelEntry, index: int, problems: Problems) -> ModelSpec:
         queue_limit=entry.queue_limit,
         options=entry.options,
         load=entry.load,
+        pinned=entry.pinned,
+        idle_ttl_s=entry.idle_ttl_s,
+        max_batch=entry.max_batch,
     )
 
 

@@ -21,6 +21,7 @@ def narrow(spec: Spec, keeps: Callable[[ModelSpec], bool]) -> Spec:
         models=models,
         routes=tuple(route for route in routes if route.targets),
         prices=tuple(spec.prices[i] for i in priced),
+        placements={model: placed for model, placed in spec.placements.items() if model in names},
         price_places=tuple(spec.price_places[i] for i in priced),
     )
 

@@ -11,7 +11,6 @@ from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Literal
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
@@ -23,6 +22,11 @@ from pydantic_core import CoreSchema
 
 from inferhub.core.tenancy import DEFAULT_PROJECT, DEFAULT_TENANT
 from inferhub.core.traffic import TRANSIENT, Cause
+from inferhub.settings.spec.entry import MAX_SECONDS
+from inferhub.settings.spec.entry import Entry as _Entry
+from inferhub.settings.spec.entry import count as _count
+from inferhub.settings.spec.entry import no_flag as _no_flag
+from inferhub.settings.spec.scheduler import SchedulerEntry
 
 MAX_ENTRIES = 1000
 MAX_ISSUERS = 20
@@ -30,24 +34,15 @@ MAX_ISSUERS = 20
 MAX_TARGETS = 32
 MAX_WEIGHT = 1000
 MAX_PRIORITY = 9
-MAX_SECONDS = 86_400
 
 _NAME_PATTERN = r"^[A-Za-z0-9@][A-Za-z0-9._:/@-]{0,127}$"
 Name = Annotated[str, Field(pattern=_NAME_PATTERN)]
+_FLAG = WithJsonSchema(
+    {"anyOf": [{"type": "boolean"}, {"type": "string", "pattern": r"^(\$\{.*\}|os\.environ/.*)$"}]}
+)
+LabelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$")]
+LabelValue = Annotated[str, Field(pattern=r"^[A-Za-z0-9._/-]{0,62}$")]
 NAME_HELP = "1 to 128 letters, digits or `. _ : / @ -`, the first a letter, a digit or `@`"
-
-
-def _count(low: int, high: int) -> WithJsonSchema:
-    """A number, or a reference that becomes one: editors must not mark `${SLOTS}` as wrong."""
-    reference = {"type": "string", "pattern": r"^(\$\{.*\}|os\.environ/.*)$"}
-    return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": low, "maximum": high}, reference]})
-
-
-def _no_flag(value: Any) -> Any:
-    """`true` is a number to pydantic, and a slip here."""
-    if isinstance(value, bool):
-        raise ValueError("not a number")
-    return value
 
 
 def _not_empty(value: Any) -> Any:
@@ -119,10 +114,6 @@ Day = Annotated[
 ]
 
 
-class _Entry(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-
 class ModelEntry(_Entry):
     """One model to serve."""
 
@@ -155,9 +146,31 @@ class ModelEntry(_Entry):
     )
     load: Literal["start", "demand"] | None = Field(
         None,
-        description="`start`: loaded before it is offered, and kept. `demand`: loaded by its first call, and "
-        "let go again while nobody calls it and memory is short. Left out, the backend decides: `demand` for "
-        "speech and pictures, `start` for the others.",
+        description="`start`: loaded before it is offered. `demand`: loaded by its first call. Either may be "
+        "let go again while nobody calls it, unless it is `pinned`. Left out, the backend decides: `demand` "
+        "for speech and pictures, `start` for the others.",
+    )
+    pinned: Annotated[bool, _FLAG] = Field(
+        False, description="Never let go, neither to make room nor for being idle."
+    )
+    idle_ttl_s: Seconds | None = Field(
+        None,
+        description="Let go after so many seconds without a call; the next call loads it again. Replaces the "
+        "setting `model_idle_ttl_s`.",
+    )
+    max_batch: Annotated[int, BeforeValidator(_no_flag), Field(ge=0, le=1024), _count(0, 1024)] = Field(
+        0,
+        description="Calls that are computed together at most, where the backend can; 1 for none, 0 leaves "
+        "the number to the backend.",
+    )
+    replicas: Annotated[int, BeforeValidator(_no_flag), Field(ge=0, le=1024), _count(0, 1024)] = Field(
+        0, description="On how many workers it runs. 0: on every one that fits."
+    )
+    labels: dict[LabelName, LabelValue] = Field(
+        default_factory=dict,
+        max_length=16,
+        description="Labels that a worker must have to run it, such as `{gpu: h100}`; all workers fit where "
+        "there are none.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, repr=False, description="The backend's own settings."
@@ -323,7 +336,7 @@ class IssuerEntry(_Entry):
 
 
 class SpecFile(_Entry):
-    """Models, routes, prices and issuers of an InferHub installation (`hub.yaml`)."""
+    """Models, routes, prices, issuers and the scheduler of an InferHub installation (`hub.yaml`)."""
 
     models: tuple[ModelEntry, ...] = Field(max_length=MAX_ENTRIES, description="The models to serve.")
     routes: tuple[RouteEntry, ...] = Field((), max_length=MAX_ENTRIES, description="Further public names.")
@@ -332,6 +345,9 @@ class SpecFile(_Entry):
     )
     issuers: tuple[IssuerEntry, ...] = Field(
         (), max_length=MAX_ISSUERS, description="Whose tokens are accepted beside API keys."
+    )
+    scheduler: SchedulerEntry = Field(
+        default=SchedulerEntry(), description="How endpoints of a model are compared."
     )
 
 
