@@ -6,6 +6,7 @@ Called by assembly, which says where the workers are. What has to run is handed 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import socket
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -224,7 +225,7 @@ def _pool(loaded: Loaded, plane: Orchestrator, address: str, shown: Credentials)
         launcher,
         view=plane.view,
         limits=PoolLimits(settings.workers, settings.max_workers),
-        prefix=f"{socket.gethostname()}-{address.rpartition(':')[2]}",
+        prefix=_prefix(address),
         drain_grace_s=settings.drain_grace_s,
     )
 
@@ -253,6 +254,12 @@ def _started(stack: AsyncExitStack, service: Service) -> Service:
 
     stack.push_async_callback(end)
     return follow
+
+
+def _prefix(address: str) -> str:
+    """Of the ids of workers that are started here, unlike those of other machines and orchestrators."""
+    host = re.sub(r"[^A-Za-z0-9-]", "-", socket.gethostname()).strip("-")[:40] or "worker"
+    return f"{host}-{address.rpartition(':')[2]}"
 
 
 def _at_port(listen: str, port: int | None) -> str:

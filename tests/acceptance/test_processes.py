@@ -129,7 +129,7 @@ async def test_both_answer_on_one_port(pair: Hub) -> None:
 def test_only_the_supervisor_speaks_on_stdout_and_each_line_of_the_log_names_its_process(pair: Hub) -> None:
     assert pair.front.stdout.count("\n") == 1
     lines = [json.loads(line) for line in pair.front.stderr.splitlines()]
-    assert {line.get("process") for line in lines if line["logger"] == "inferhub.gateway.fleet"} == {0, 1}
+    assert {line.get("process") for line in lines if line["message"] == "worker is here"} == {0, 1}
     assert pair.admin_key not in pair.front.stderr
 
 
@@ -352,7 +352,7 @@ def test_what_one_process_cannot_do_ends_the_start_with_its_own_words(tmp_path: 
     settings = {"data_dir": tmp_path, "port": 0, "metrics_port": 0}
     done = run_command("gateway", "--json", "--processes", "2", **settings)
     error = json.loads(done.stderr)["error"]
-    assert (done.exit_code, error["code"], error["param"]) == (1, "setup_error", "worker")
+    assert (done.exit_code, error["code"], error["param"]) == (1, "setup_error", "orchestrator")
     assert done.stdout == ""
     assert keys(tmp_path) == []
 

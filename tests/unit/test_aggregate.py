@@ -55,7 +55,7 @@ def two() -> tuple[Process, Process]:
 
 def test_each_kind_is_merged_as_it_makes_sense() -> None:
     first, second = two()
-    merged = values(Aggregate().merge({"0": first.text(), "1": second.text()}))
+    merged = values(Aggregate().merge({"0": first.text(), "1": second.text()}.items()))
     assert merged == {
         "calls_total{model=a}": 7,
         "calls_total{model=b}": 1,
@@ -75,7 +75,7 @@ def test_each_kind_is_merged_as_it_makes_sense() -> None:
 
 def test_one_process_alone_keeps_its_words_and_types() -> None:
     process, _ = two()
-    merged = Aggregate().merge({"0": process.text()}).decode()
+    merged = Aggregate().merge({"0": process.text()}.items()).decode()
     for line in process.text().splitlines():
         if "_created" not in line and not line.startswith("process_"):
             assert line in merged.splitlines()
@@ -84,11 +84,11 @@ def test_one_process_alone_keeps_its_words_and_types() -> None:
 def test_what_the_dead_counted_stays_and_what_they_held_goes() -> None:
     first, second = two()
     aggregate = Aggregate()
-    before = values(aggregate.merge({"0": first.text(), "1": second.text()}))
+    before = values(aggregate.merge({"0": first.text(), "1": second.text()}.items()))
     aggregate.retire("1", second.text())
-    between = values(aggregate.merge({"0": first.text()}))
+    between = values(aggregate.merge({"0": first.text()}.items()))
     successor = Process()
-    after = values(aggregate.merge({"0": first.text(), "1": successor.text()}))
+    after = values(aggregate.merge({"0": first.text(), "1": successor.text()}.items()))
     growing = [name for name in before if name.startswith(("calls", "took", "process_cpu"))]
     assert len(growing) == 9
     assert (
@@ -99,7 +99,7 @@ def test_what_the_dead_counted_stays_and_what_they_held_goes() -> None:
     assert (between["inflight"], between["loop_lag_seconds"]) == (2, 2)
     successor.calls.labels("b").inc(2)
     successor.cpu.inc(1)
-    later = values(aggregate.merge({"0": first.text(), "1": successor.text()}))
+    later = values(aggregate.merge({"0": first.text(), "1": successor.text()}.items()))
     assert (later["calls_total{model=b}"], later["process_cpu_seconds_total{process=1}"]) == (3, 6)
 
 
@@ -109,9 +109,9 @@ def test_many_lives_add_up_and_a_life_without_a_word_adds_nothing() -> None:
         process, _ = two()
         aggregate.retire("0", process.text())
         aggregate.retire("0", "")
-    assert values(aggregate.merge({}))["calls_total{model=a}"] == 9
-    assert values(aggregate.merge({}))["calls_total{model=a}"] == 9, "looking changes nothing"
-    assert Aggregate().merge({"0": ""}) == b""
+    assert values(aggregate.merge(()))["calls_total{model=a}"] == 9
+    assert values(aggregate.merge(()))["calls_total{model=a}"] == 9, "looking changes nothing"
+    assert Aggregate().merge({"0": ""}.items()) == b""
 
 
 def test_labels_that_need_escaping_survive() -> None:
@@ -120,4 +120,15 @@ def test_labels_that_need_escaping_survive() -> None:
     process.calls.labels(name).inc()
     aggregate = Aggregate()
     aggregate.retire("0", process.text())
-    assert values(aggregate.merge({"0": process.text()}))[f"calls_total{{model={name}}}"] == 2
+    assert values(aggregate.merge({"0": process.text()}.items()))[f"calls_total{{model={name}}}"] == 2
+
+
+def test_a_process_and_its_successor_count_as_one_while_both_live() -> None:
+    first, second = two()
+    aggregate = Aggregate()
+    both = values(aggregate.merge([("0", first.text()), ("0", second.text())]))
+    assert both["process_cpu_seconds_total{process=0}"] == 7
+    aggregate.retire("0", first.text())
+    after = values(aggregate.merge([("0", second.text())]))
+    assert after["process_cpu_seconds_total{process=0}"] == 7
+    assert after["calls_total{model=a}"] == both["calls_total{model=a}"]

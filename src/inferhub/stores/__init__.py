@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from inferhub.stores.catalog.base import Catalog
     from inferhub.stores.counters.base import Counters
     from inferhub.stores.events.base import EventStream
+    from inferhub.stores.fleet.base import FleetStore
     from inferhub.stores.responses.base import ResponseStore
     from inferhub.stores.usage.base import UsageStore
 
@@ -159,6 +160,23 @@ async def open_blobs(url: str, *, ttl_s: float, max_bytes: int) -> Blobs:
 
     objects = await _module(url, _BLOBS, "blobs_url").open_objects(url)
     return Blobs(objects, ttl_s=ttl_s, max_bytes=max_bytes)
+
+
+_FLEETS = {
+    "memory": "inferhub.stores.fleet.memory",
+    "postgresql": "inferhub.stores.fleet.postgres",
+    "redis": "inferhub.stores.fleet.redis",
+    "rediss": "inferhub.stores.fleet.redis",
+}
+
+
+async def open_fleet(url: str) -> FleetStore:
+    """Open what orchestrators share behind `url`; `await fleet.close()`.
+
+    Raises `SetupError` with the remedy. A server that is away is no error: it is connected to on first use.
+    """
+    store: FleetStore = await _module(url, _FLEETS, "fleet_url").open_fleet(url)
+    return store
 
 
 def _module(url: str, known: Mapping[str, str], setting: str) -> Any:

@@ -18,7 +18,9 @@ class Place(msgspec.Struct, frozen=True, tag=True):
     """First word to a process: which one it is, and everything it runs with."""
 
     slot: int
-    of: int
+    seat: int
+    """Its place on the board: a process and its successor, which serve side by side, have two."""
+    seats: int
     leads: bool
     """The first life of slot 0: it sets up the catalog before the others come, and makes the first key."""
     listener: int

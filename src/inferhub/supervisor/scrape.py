@@ -6,12 +6,13 @@ Lives on the supervisor's event loop; `service` hands its answers to the port's 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from inferhub.supervisor.child import Child
+from inferhub.supervisor.crew import Crew
 from inferhub.supervisor.slot import Slot
 from inferhub.telemetry.aggregate import Aggregate
 
@@ -20,9 +21,9 @@ ASK_TIMEOUT_S = 2.0
 
 
 class Scrape:
-    def __init__(self, slots: Sequence[Slot]) -> None:
+    def __init__(self, crew: Crew) -> None:
         self.is_draining = False
-        self._slots = slots
+        self._crew = crew
         self._aggregate = Aggregate()
         self._registry = CollectorRegistry()
         ProcessCollector(registry=self._registry)
@@ -33,15 +34,20 @@ class Scrape:
 
     async def metrics(self) -> bytes:
         await self._ask()
-        told = {slot.name: slot.child.state.metrics for slot in self._slots if slot.child is not None}
-        told["supervisor"] = generate_latest(self._registry).decode()
+        told = [(slot.name, slot.child.state.metrics) for slot in self._crew.everyone() if slot.child]
+        told.append(("supervisor", generate_latest(self._registry).decode()))
         return self._aggregate.merge(told, self._own())
 
     async def readiness(self) -> Mapping[str, object]:
         answered = await self._ask()
-        processes = [self._process(slot, answers=slot.number in answered) for slot in self._slots]
+        processes = [self._process(slot, answers=slot in answered) for slot in self._crew.slots]
         is_ready = not self.is_draining and all(process["ready"] for process in processes)
-        return {"ready": is_ready, "draining": self.is_draining, "processes": processes}
+        return {
+            "ready": is_ready,
+            "draining": self.is_draining,
+            "renewing": self._crew.is_renewing,
+            "processes": processes,
+        }
 
     def _process(self, slot: Slot, *, answers: bool) -> dict[str, object]:
         state: Mapping[str, object] = slot.child.state.readiness if slot.child is not None else {}
@@ -53,24 +59,25 @@ class Scrape:
             "ready": answers and bool(state.get("ready")),
         }
 
-    async def _ask(self) -> set[int]:
+    async def _ask(self) -> set[Slot]:
         """The slots whose process answered in time."""
-        living = [(slot.number, slot.child) for slot in self._slots if slot.child is not None]
+        living = [(slot, slot.child) for slot in self._crew.everyone() if slot.child is not None]
         answers = await asyncio.gather(*(child.ask(ASK_TIMEOUT_S) for _, child in living))
-        return {number for (number, _), answered in zip(living, answers, strict=True) if answered}
+        return {slot for (slot, _), answered in zip(living, answers, strict=True) if answered}
 
     def _own(self) -> list[Metric]:
         processes = GaugeMetricFamily(
             "inferhub_processes", "Gateway processes, by whether they serve.", labels=["state"]
         )
-        serving = sum(slot.is_serving for slot in self._slots)
+        slots = self._crew.slots
+        serving = sum(slot.is_serving for slot in slots)
         processes.add_metric(["serving"], serving)
-        processes.add_metric(["starting"], len(self._slots) - serving)
+        processes.add_metric(["starting"], len(slots) - serving)
         restarts = CounterMetricFamily(
             "inferhub_process_restarts",
             "Gateway processes that ended and were started again.",
             labels=["process"],
         )
-        for slot in self._slots:
+        for slot in slots:
             restarts.add_metric([slot.name], slot.restarts)
         return [processes, restarts]

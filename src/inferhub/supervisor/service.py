@@ -10,22 +10,19 @@ import logging
 import os
 import signal
 import tempfile
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from inferhub.gateway.turns import ABSENT, COUNT_BYTES, Board
 from inferhub.settings import Loaded
-from inferhub.supervisor.child import Child
+from inferhub.supervisor.crew import SIDE_BY_SIDE, Crew
 from inferhub.supervisor.messages import Announced
 from inferhub.supervisor.scrape import Scrape
-from inferhub.supervisor.slot import Common, Muster, Slot
+from inferhub.supervisor.slot import Common, Muster
 from inferhub.telemetry.ops import OpsServer
 from inferhub.telemetry.ports import listen
 
 _log = logging.getLogger(__name__)
-
-KILL_MARGIN_S = 10.0
-"""On top of the drain's grace, before a process that does not end is killed."""
 
 Announce = Callable[[Announced, tuple[int, ...]], None]
 """Called once, when all processes serve; with their process ids."""
@@ -46,102 +43,68 @@ async def supervise(
     Raises `SetupError` and its kinds when they cannot start.
     """
     settings = loaded.settings
-    slots: list[Slot] = []
-    stopped = _on_signals(slots)
-    muster = Muster(settings.processes, lambda first: announce(first, tuple(c.pid for c in _living(slots))))
-    slots += [Slot(number, settings.processes, muster) for number in range(settings.processes)]
-    scrape = Scrape(slots)
+    muster = Muster(settings.processes, lambda first: announce(first, tuple(c.pid for c in crew.living())))
+    crew = Crew(settings.processes, muster, settings.drain_grace_s)
+    stopped = _on_signals(crew)
+    scrape = Scrape(crew)
     # Both ports before any process, so that a taken one is known at once.
     with listen(settings.host, settings.port) as listener, tempfile.TemporaryFile() as shared:
-        board = _board(shared.fileno(), settings.processes)
+        board = _board(shared.fileno(), SIDE_BY_SIDE * settings.processes)
         ops = _ops(loaded, scrape)
         host = f"[{settings.metrics_host}]" if ":" in settings.metrics_host else settings.metrics_host
         ops_url = f"http://{host}:{ops.port}"
         common = Common(module, loaded, spec_text, listener, shared.fileno(), ops_url, on_progress)
-
-        def on_end(slot: Slot, child: Child) -> None:
-            board.write(slot.number, ABSENT)
-            scrape.retire(slot, child)
-
         try:
-            await _keep(slots, common, on_end, stopped)
+            await crew.keep(common, board, scrape.retire, stopped)
         finally:
             # Our copy too: connections that nobody will accept must be refused, not kept waiting.
             listener.close()
             scrape.is_draining = True
-            await _drain(slots, settings.drain_grace_s)
+            await crew.drain()
             # In a thread: this loop answers the scrape that it may be waiting for.
             await asyncio.to_thread(ops.stop)
 
 
-def _board(descriptor: int, of: int) -> Board:
-    os.ftruncate(descriptor, of * COUNT_BYTES)
-    board = Board(descriptor, of)
-    for slot in range(of):
-        board.write(slot, ABSENT)
+def _board(descriptor: int, seats: int) -> Board:
+    os.ftruncate(descriptor, seats * COUNT_BYTES)
+    board = Board(descriptor, seats)
+    for seat in range(seats):
+        board.write(seat, ABSENT)
     return board
 
 
-async def _keep(
-    slots: Sequence[Slot],
-    common: Common,
-    on_end: Callable[[Slot, Child], None],
-    stopped: asyncio.Event,
-) -> None:
-    """Fill all slots until `stopped`, or until one raises."""
-    keepers = [asyncio.create_task(slot.keep(common, on_end), name=f"process {slot.name}") for slot in slots]
-    stop = asyncio.create_task(stopped.wait(), name="stop")
-    try:
-        done, _ = await asyncio.wait([*keepers, stop], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in (*keepers, stop):
-            task.cancel()
-        await asyncio.wait([*keepers, stop])
-    for task in done:
-        task.result()
-
-
-async def _drain(slots: Sequence[Slot], grace_s: float) -> None:
-    """Let running calls finish, and make sure of the end."""
-    leaving = [(slot.number, slot.child) for slot in slots if slot.child is not None]
-    for _, child in leaving:
-        child.signal(signal.SIGTERM)
-    ends = [asyncio.create_task(_end(number, child)) for number, child in leaving]
-    _, late = await asyncio.wait(ends, timeout=grace_s + KILL_MARGIN_S) if ends else ((), ())
-    if late:
-        _kill(slots)
-        await asyncio.wait(late)
-
-
-async def _end(number: int, child: Child) -> None:
-    ended = await child.wait()
-    if child.has_failed:
-        _log.error("process %d %s while it drained", number, ended)
-
-
-def _living(slots: Sequence[Slot]) -> list[Child]:
-    return [slot.child for slot in slots if slot.child is not None]
-
-
-def _kill(slots: Sequence[Slot]) -> None:
-    for child in _living(slots):
-        child.signal(signal.SIGKILL)
-
-
-def _on_signals(slots: Sequence[Slot]) -> asyncio.Event:
-    """Set at the first SIGINT or SIGTERM; a second one ends everything at once."""
+def _on_signals(crew: Crew) -> asyncio.Event:
+    """Set at the first SIGINT or SIGTERM; a second one ends everything at once. SIGHUP renews."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
         if stopped.is_set():
-            _kill(slots)
+            crew.kill()
             os._exit(130)
         stopped.set()
 
+    had_terminal = _has_terminal()
+
+    def hang_up() -> None:
+        # The same signal says that somebody closed the terminal that we were started from.
+        if had_terminal and not _has_terminal():
+            stopped.set()
+        else:
+            crew.renew()
+
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     return stopped
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 class _Exposition:

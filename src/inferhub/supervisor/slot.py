@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 
 from inferhub.core.errors import SetupError
 from inferhub.settings import Loaded
-from inferhub.settings.model import SECRETS
+from inferhub.settings.plain import plain_settings
 from inferhub.supervisor.child import Child
 from inferhub.supervisor.messages import Announced, Go, Place
 
@@ -79,14 +80,17 @@ class Muster:
 
 
 class Slot:
-    def __init__(self, number: int, of: int, muster: Muster) -> None:
+    def __init__(self, number: int, seat: int, seats: int, muster: Muster, *, restarts: int = 0) -> None:
+        """`restarts` are those of the place until now."""
         self.number = number
+        self.seat = seat
         self.child: Child | None = None
         """None between two lives."""
-        self.restarts = 0
-        self._of = of
+        self.restarts = restarts
+        self.has_served = asyncio.Event()
+        self._seats = seats
         self._muster = muster
-        self._has_served = False
+        self._is_leaving = False
         self._serves_since_s: float | None = None
 
     @property
@@ -97,8 +101,16 @@ class Slot:
     def name(self) -> str:
         return str(self.number)
 
+    def leave(self) -> bool:
+        """Let the process finish its calls, and have no other after it. False where there is none now."""
+        self._is_leaving = True
+        if self.child is not None:
+            self.child.signal(signal.SIGTERM)
+        return self.child is not None
+
     async def keep(self, common: Common, on_end: Callable[[Slot, Child], None]) -> None:
-        """Fill it until cancelled. Raises `SetupError` when the first start is hopeless."""
+        """Fill it until cancelled, or until the end of the process that was told to leave. Raises
+        `SetupError` when the first start is hopeless."""
         failures = 0
         while True:
             descriptors = (common.listener.fileno(), common.board)
@@ -110,8 +122,12 @@ class Slot:
                 introducing.cancel()
             self.child = None
             on_end(self, child)
+            if self._is_leaving:
+                if child.has_failed:
+                    _log.error("process %d %s while it drained", self.number, ended)
+                return
             failures = 1 if self._was_stable() else failures + 1
-            if not self._has_served:
+            if not self.has_served.is_set():
                 self._check_hope(child, ended, failures)
             delay_s = min(MAX_DELAY_S, FIRST_DELAY_S * 2.0 ** min(failures - 1, 20))
             _log.error("process %d %s; it starts again in %.1f s", self.number, ended, delay_s)
@@ -121,7 +137,7 @@ class Slot:
     async def _introduce(self, child: Child, common: Common) -> None:
         """Tell a new process who it is, until it serves."""
         muster = self._muster
-        leads = self.number == 0 and not self._has_served
+        leads = self.number == 0 and not muster.key_is_made.is_set()
         if not leads:
             await muster.catalog_is_set_up.wait()
         child.send(self._place(common, leads=leads))
@@ -129,14 +145,15 @@ class Slot:
         await (muster.all_are_prepared if leads else muster.key_is_made).wait()
         child.send(Go())
         announced = await child.announced
-        self._has_served = True
         self._serves_since_s = time.monotonic()
+        self.has_served.set()
         muster.serves(self.number, announced)
 
     def _place(self, common: Common, *, leads: bool) -> Place:
         return Place(
             slot=self.number,
-            of=self._of,
+            seat=self.seat,
+            seats=self._seats,
             leads=leads,
             listener=common.listener.fileno(),
             board=common.board,
@@ -159,12 +176,3 @@ class Slot:
                 f"Gateway process {self.number} {ended}, {failures} times, before it could serve; "
                 "the log has its last words."
             )
-
-
-def plain_settings(loaded: Loaded) -> dict[str, object]:
-    """The settings as JSON has them, secrets in clear."""
-    values: dict[str, object] = loaded.settings.model_dump(mode="json")
-    for name in SECRETS:
-        secret = getattr(loaded.settings, name)
-        values[name] = None if secret is None else secret.get_secret_value()
-    return values

@@ -6,7 +6,7 @@ process starts again. It never asks a process anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -30,6 +30,7 @@ GAUGES: tuple[tuple[str, Combine], ...] = (
     ("_lag_seconds", max),
     ("_age_seconds", max),
     ("_timestamp_seconds", max),
+    ("_start_time_seconds", max),
     ("_ratio", max),
     ("_up", min),
 )
@@ -53,13 +54,16 @@ class Aggregate:
         """`process` has ended; `exposition` is the last that was seen of it."""
         _add(self._retired, process, exposition, lambda family: family.type in MONOTONE)
 
-    def merge(self, expositions: Mapping[str, str], own: Iterable[Metric] = ()) -> bytes:
-        """One exposition of those of the living processes, by name, and of `own` as they are."""
+    def merge(self, expositions: Iterable[tuple[str, str]], own: Iterable[Metric] = ()) -> bytes:
+        """One exposition of those of the living processes, each with its name, and of `own` as they are.
+
+        A process and its successor have the same name, for the time in which both live.
+        """
         merged = {
             name: _Family(family.documentation, family.type, dict(family.samples))
             for name, family in self._retired.items()
         }
-        for process, text in expositions.items():
+        for process, text in expositions:
             _add(merged, process, text, lambda _: True)
         return _text([*(_metric(name, family) for name, family in merged.items()), *own])
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from inferhub.core.audit import Act
 from inferhub.core.errors import Invalid
 from inferhub.core.quota import WINDOWS, Quota, Unit
-from inferhub.core.tenancy import ROLE_SCOPES, SCOPES, ApiKey, Project, Role, Tenant, User
+from inferhub.core.tenancy import GRANTABLE, ROLE_SCOPES, SCOPES, ApiKey, Project, Role, Tenant, User
 from inferhub.settings.nearest import did_you_mean
 
 MAX_NAME_CHARS = 100
@@ -141,7 +141,7 @@ def check_scopes(scopes: Iterable[str], role: Role, modalities: Iterable[str] | 
                 f"Known: {', '.join(sorted(known))}.",
                 param="scopes",
             )
-        if not includes(ROLE_SCOPES[role], scope):
+        if not includes(ROLE_SCOPES[role] | GRANTABLE[role], scope):
             raise Invalid(
                 f"The role {role.value!r} does not have the scope {scope[:60]!r}, so no key of it can. "
                 f"It has: {', '.join(sorted(ROLE_SCOPES[role]))}.",

@@ -17,6 +17,7 @@ from inferhub.core.clock import unix_s
 from inferhub.core.tenancy import (
     DEFAULT_PROJECT,
     DEFAULT_TENANT,
+    GRANTABLE,
     ROLE_SCOPES,
     ApiKey,
     Principal,
@@ -148,5 +149,6 @@ def effective_scopes(role: Role, scopes: frozenset[str] | None) -> frozenset[str
     allowed = ROLE_SCOPES[role]
     if scopes is None:
         return allowed
+    allowed |= GRANTABLE[role]
     narrower = {scope for scope in scopes if includes(allowed, scope)}
     return frozenset(narrower | {scope for scope in allowed if includes(scopes, scope)})

@@ -21,7 +21,7 @@ class Sighting:
     record: bytes = field(repr=False)
     """The worker's whole status, encoded."""
     age_s: float = 0.0
-    """Since it was heard, when it is read."""
+    """Since it was heard, when it is written down and when it is read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,17 @@ class Wanted:
     """Its deployments, encoded. May hold an engine's options."""
 
 
+def rank(sighting: Sighting) -> tuple[int, int]:
+    """Which of two reports of one worker is the newer: both numbers may need 64 bits."""
+    return sighting.incarnation, sighting.seq
+
+
 class FleetStore(Protocol):
     """Every method raises `StoreFailed` and nothing foreign."""
 
     async def saw(self, sightings: Sequence[Sighting], ttl_s: float) -> None:
-        """Write down; one with a lower (incarnation, seq) than is known changes nothing."""
+        """Write down, until `ttl_s` after each was heard; one that is not newer than what is known changes
+        nothing, not even its time."""
 
     async def sightings(self) -> Sequence[Sighting]:
         """All that have not ended."""
@@ -53,7 +59,7 @@ class FleetStore(Protocol):
 
     async def lead(self, holder: str, ttl_s: float) -> bool:
         """Whether this orchestrator acts for the next `ttl_s`: one at a time does, until its time is over or
-        it resigns. Who leads already renews by asking."""
+        it resigns. Who leads already renews by asking, and counts its time from before it asked."""
 
     async def resign(self, holder: str) -> None:
         """Let another one lead now. Does nothing where another one does."""

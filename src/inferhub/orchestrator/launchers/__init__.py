@@ -1,0 +1,1 @@
+"""Where workers come from that the orchestrator starts itself: one file is one place to start them in."""
