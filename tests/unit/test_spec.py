@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inferhub.core.errors import SetupError
+from inferhub.core.fleet import Placement
 from inferhub.core.models import ModelSpec
 from inferhub.core.traffic import alias
 from inferhub.settings.spec import (
     SpecFile,
     default_spec,
     load_spec,
+    narrow,
     spec_for_model,
     spec_text_for_model,
 )
@@ -291,3 +293,33 @@ def test_a_thousand_models_are_the_limit() -> None:
 
     assert len(load_spec(text(1000), env={}).models) == 1000
     assert "at most 1000" in refusal(text(1001))
+
+
+def test_where_and_how_a_model_is_kept_is_read() -> None:
+    spec = load_spec(
+        "models:\n"
+        "  - {name: a, backend: echo, pinned: true, max_batch: 8, replicas: 2, labels: {gpu: h100}}\n"
+        "  - {name: b, backend: echo, idle_ttl_s: 90}\n",
+        env={},
+    )
+    a, b = spec.models
+    assert (a.pinned, a.max_batch, b.pinned, b.idle_ttl_s) == (True, 8, False, 90.0)
+    assert spec.placements == {"a": Placement(2, {"gpu": "h100"})}
+    assert narrow(spec, lambda model: model.name == "b").placements == {}
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("pinned: 3", "1:35: pinned cannot be 3; allowed: true or false"),
+        ("idle_ttl_s: 0", "idle_ttl_s cannot be 0; allowed: seconds, more than 0"),
+        ("max_batch: true", "max_batch cannot be True; allowed: a whole number"),
+        ("replicas: -1", "replicas cannot be -1; allowed: a whole number from 0"),
+        ("labels: {gpu: 1}", "labels cannot be 1; allowed: a mapping of at most 16 names"),
+        ("labels: {'g u': a}", "labels cannot be 'a'; allowed: a mapping of at most 16 names"),
+    ],
+)
+def test_a_wrong_way_to_keep_a_model_is_told_with_its_place(field: str, message: str) -> None:
+    with pytest.raises(SetupError) as told:
+        load_spec(f"models: [{{name: a, backend: echo, {field}}}]", env={})
+    assert message in told.value.message

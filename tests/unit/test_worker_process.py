@@ -23,8 +23,8 @@ from inferhub.core.usage import Usage
 from inferhub.modalities import modalities
 from inferhub.modalities.chat import ChatDelta
 from inferhub.testing.calls import Collector, make_call
-from inferhub.worker import process as process_module
 from inferhub.worker.host import Host
+from inferhub.worker.lifecycle import managed, restarts
 from inferhub.worker.service import Worker
 
 SLOW = ModelSpec("m", "echo", options={"gap_s": 0.02})
@@ -103,6 +103,10 @@ async def answer(worker: Worker, text: str) -> str:
     return "".join(chunk.payload.content or "" for chunk in got.chunks if isinstance(chunk, Delta))
 
 
+def loaded(worker: Worker) -> bool:
+    return worker.models()[0].loaded
+
+
 async def ready(worker: Worker) -> bool:
     return (await worker.status()).models[0].ready
 
@@ -160,37 +164,61 @@ async def test_a_killed_child_ends_its_calls_at_once_and_comes_back(worker: Work
     assert children() != [child]
 
 
-async def test_a_child_that_keeps_dying_is_given_up_until_it_is_loaded_again(
-    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+async def test_calls_wait_for_a_process_that_is_started_again(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_module, "RESTART_DELAYS_S", (0.01,))
+    monkeypatch.setattr(managed, "WAIT_S", 100.0)  # on a slow machine too
+    await worker.load(SLOW)
+    (child,) = children()
+    child.send_signal(signal.SIGKILL)
+    await until(lambda: is_gone(child))
+    # Whether its death was noticed yet or not: those that reach it are told that it died, the others wait.
+    async with asyncio.timeout(60):
+        while loaded(worker):
+            await asyncio.sleep(0.001)
+    assert await answer(worker, "again") == "again"
+
+
+async def test_a_child_that_keeps_dying_is_started_ever_more_slowly(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(restarts, "DELAYS_S", (0.01, 3600.0))
     await worker.load(SLOW)
     for _ in range(2):
+        await until(lambda: loaded(worker))
         (child,) = children()
         child.send_signal(signal.SIGKILL)
-        await until(lambda child=child: is_gone(child) and "SIGKILL" in caplog.text)  # type: ignore[misc]
-        await until(lambda: len(children()) == 1 or "giving up" in caplog.text)
-    await until(lambda: "giving up" in caplog.text)
+        await until(lambda: not loaded(worker))
     assert not await ready(worker)
-    with pytest.raises(NoEndpoint, match="unload and load"):
+    with pytest.raises(NoEndpoint, match="starting again") as refused:
         await answer(worker, "hello")
-    await worker.load(SLOW)
+    assert refused.value.retry_after_s == pytest.approx(3600, abs=100)
+    await worker.load(SLOW)  # asked for by name: at once
     assert await ready(worker)
     assert await answer(worker, "hello") == "hello"
 
 
-async def test_a_restarting_model_says_so_and_can_be_unloaded(
+async def test_calls_wait_for_a_restart_no_longer_than_they_should(
     worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_module, "RESTART_DELAYS_S", (60.0,))
+    monkeypatch.setattr(restarts, "DELAYS_S", (1.0,))
+    monkeypatch.setattr(managed, "WAIT_S", 1.0)
     await worker.load(SLOW)
     children()[0].send_signal(signal.SIGKILL)
-    async with asyncio.timeout(60):
-        while await ready(worker):
-            await asyncio.sleep(0.01)
+    await until(lambda: not loaded(worker))
+    assert await ready(worker), "whoever comes now is let wait"
     with pytest.raises(NoEndpoint, match="starting again") as refused:
         await answer(worker, "hello")
     assert refused.value.retry_after_s
+    await until(lambda: loaded(worker))
+    assert await answer(worker, "hello") == "hello"
+
+
+async def test_a_restarting_model_can_be_unloaded(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(restarts, "DELAYS_S", (3600.0,))
+    await worker.load(SLOW)
+    children()[0].send_signal(signal.SIGKILL)
+    await until(lambda: not loaded(worker))
     await worker.unload("m")
     assert (await worker.status()).models == ()
 

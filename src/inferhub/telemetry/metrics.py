@@ -5,15 +5,18 @@ Names of the `gen_ai_*` family follow OpenTelemetry's GenAI conventions in Prome
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import accumulate
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from inferhub.core.models import ModelStatus
 from inferhub.core.usage import Usage
+from inferhub.telemetry.batches import BATCHES, BUCKETS
+from inferhub.telemetry.lifecycle import BUCKETS_S, ModelTally
 
 _DURATION_BUCKETS = tuple(0.01 * 2**k for k in range(14))
 
@@ -70,12 +73,113 @@ class _ModelMemory(Collector):
         yield memory
 
 
+class _ModelLife(Collector):
+    def __init__(self, tally: ModelTally) -> None:
+        self._tally = tally
+
+    def collect(self) -> Iterator[Metric]:
+        loads = CounterMetricFamily(
+            "inferhub_model_loads", "Loads of a model: ok, error or cancelled.", labels=["model", "outcome"]
+        )
+        unloads = CounterMetricFamily(
+            "inferhub_model_unloads",
+            "Times a model left memory: by request, to make room, for being idle, or in a crash.",
+            labels=["model", "reason"],
+        )
+        took = HistogramMetricFamily(
+            "inferhub_model_cold_start_seconds", "Time from the start of a load to its end.", labels=["model"]
+        )
+        # Copies: the worker's loop goes on writing while a scrape reads.
+        for loaded, count in list(self._tally.loads.items()):
+            loads.add_metric(loaded, count)
+        for unloaded, count in list(self._tally.unloads.items()):
+            unloads.add_metric(unloaded, count)
+        bounds = (*map(str, BUCKETS_S), "+Inf")
+        for model, durations in list(self._tally.cold_starts.items()):
+            took.add_metric(
+                [model], list(zip(bounds, accumulate(durations.counts), strict=True)), durations.sum_s
+            )
+        yield from (loads, unloads, took)
+
+
+MAX_ENDPOINTS = 256
+"""Shown at most, those with the most calls first: a series for each of thousands helps nobody."""
+
+Place = tuple[str, str, int, int]
+"""(model, endpoint, calls there now, calls there at most)."""
+
+
+class _Places(Collector):
+    def __init__(self, places: Callable[[], Iterable[Place]]) -> None:
+        self._places = places
+
+    def collect(self) -> Iterator[Metric]:
+        labels = ["model", "endpoint"]
+        there = GaugeMetricFamily(
+            "inferhub_endpoint_inflight", "Calls of this process at an endpoint now.", labels=labels
+        )
+        limit = GaugeMetricFamily(
+            "inferhub_endpoint_limit",
+            "Calls that this process gives an endpoint at most; lower while there is too much work.",
+            labels=labels,
+        )
+        fullest = sorted(self._places(), key=lambda place: -place[2])[:MAX_ENDPOINTS]
+        # Two versions of a model may run side by side for a moment.
+        sums: dict[tuple[str, str], tuple[int, int]] = {}
+        for model, endpoint, calls, most in fullest:
+            calls_before, most_before = sums.get((model, endpoint), (0, 0))
+            sums[model, endpoint] = calls_before + calls, most_before + most
+        for named, (calls, most) in sums.items():
+            there.add_metric(named, calls)
+            limit.add_metric(named, most)
+        yield there
+        yield limit
+
+
+class _BatchSizes(Collector):
+    def collect(self) -> Iterator[Metric]:
+        family = HistogramMetricFamily(
+            "inferhub_batch_size",
+            "Size of the batch that a call was computed in, itself included; a sample is a call.",
+            labels=["modality", "model"],
+        )
+        for labels, sizes in list(BATCHES.sizes.items()):
+            counts = accumulate(sizes.counts)
+            bounds = (*map(str, map(float, BUCKETS)), "+Inf")
+            family.add_metric(labels, list(zip(bounds, counts, strict=True)), sizes.sum)
+        yield family
+
+
+class _FleetFigures(Collector):
+    def __init__(self, figures: Callable[[], Mapping[str, Mapping[str, int]]]) -> None:
+        self._figures = figures
+
+    def collect(self) -> Iterator[Metric]:
+        figures = self._figures()
+        members = GaugeMetricFamily(
+            "inferhub_fleet_members", "Workers in the fleet, by state.", labels=["state"]
+        )
+        for state, count in figures["members"].items():
+            members.add_metric([state], count)
+        yield members
+        for name, label, help_ in (
+            ("changes", "change", "What happened to workers: came, fell silent, were lost, left."),
+            ("actions", "action", "Models loaded and unloaded on workers, and attempts that failed."),
+            ("refused", "reason", "Registrations and heartbeats that were not believed."),
+        ):
+            counter = CounterMetricFamily(f"inferhub_fleet_{name}", help_, labels=[label])
+            for what, count in figures[name].items():
+                counter.add_metric([what], count)
+            yield counter
+
+
 class Metrics:
     """One registry a process, never the library's global one, so that tests can have many."""
 
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
+        registry.register(_BatchSizes())
         names = ["modality", "model"]
         self._requests = Counter(
             "inferhub_requests_total",
@@ -110,6 +214,12 @@ class Metrics:
             ["code"],
             registry=registry,
         )
+        self.shed = Counter(
+            "inferhub_shed_total",
+            "Calls that there was no room for, by reason and criticality.",
+            ["reason", "criticality"],
+            registry=registry,
+        )
         self.attempts_failed = Counter(
             "inferhub_attempts_failed_total",
             "Attempts at an endpoint that came to nothing, or broke off, by cause.",
@@ -137,9 +247,20 @@ class Metrics:
         )
         self._series: dict[tuple[str, str], Series] = {}
 
-    def watch_models(self, models: Callable[[], Iterable[ModelStatus]]) -> None:
-        """Show, at every scrape, which models of this process's worker are in memory."""
+    def watch_models(self, models: Callable[[], Iterable[ModelStatus]], tally: ModelTally) -> None:
+        """Show, at every scrape, which models of this process's worker are in memory, and how they came and
+        went."""
         self._registry.register(_ModelMemory(models))
+        self._registry.register(_ModelLife(tally))
+
+    def watch_places(self, places: Callable[[], Iterable[Place]]) -> None:
+        """Show, at every scrape, how many calls endpoints have, and may have, of this process."""
+        self._registry.register(_Places(places))
+
+    def watch_fleet(self, figures: Callable[[], Mapping[str, Mapping[str, int]]]) -> None:
+        """Show, at every scrape, how an orchestrator's fleet is: counts by kind of members, changes, actions
+        and of what was refused."""
+        self._registry.register(_FleetFigures(figures))
 
     def series(self, modality: str, model: str) -> Series:
         key = (modality, model)

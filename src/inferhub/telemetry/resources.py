@@ -11,7 +11,7 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,6 +68,12 @@ def process_memory_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss)
     except psutil.Error:
         return 0
+
+
+def process_memory(pid: int) -> Mapping[str, int]:
+    """Device → what a process takes there; empty for one that is gone or not ours."""
+    ram = process_memory_bytes(pid)
+    return {"cpu": ram, **_vram_of(pid)} if ram else {}
 
 
 def disk_free_bytes(path: Path) -> int:
@@ -148,23 +154,44 @@ def _nvml() -> tuple[Any, str | None]:
 
 def _cuda_devices() -> Iterator[DeviceStatus]:
     nvml, _ = _nvml()
+    for number, handle in _cuda_handles(nvml):
+        try:
+            vram = nvml.nvmlDeviceGetMemoryInfo(handle)
+            name = nvml.nvmlDeviceGetName(handle)
+        except nvml.NVMLError as error:
+            _log.warning("CUDA device %d cannot be read: %s", number, error)
+            continue
+        yield DeviceStatus(f"cuda:{number}", str(name), int(vram.total), int(vram.free))
+
+
+def _vram_of(pid: int) -> Mapping[str, int]:
+    """Device → VRAM of a process, where the driver tells: in a container of its own it knows other ids."""
+    nvml, _ = _nvml()
+    found: dict[str, int] = {}
+    for number, handle in _cuda_handles(nvml):
+        try:
+            running = nvml.nvmlDeviceGetComputeRunningProcesses(handle)
+        except nvml.NVMLError as error:
+            _log.warning("The processes on CUDA device %d cannot be read: %s", number, error)
+            continue
+        if taken := sum(process.usedGpuMemory or 0 for process in running if process.pid == pid):
+            found[f"cuda:{number}"] = taken
+    return found
+
+
+def _cuda_handles(nvml: Any) -> Sequence[tuple[int, Any]]:
+    """Number → NVML's handle of every device that CUDA shows this process."""
     if nvml is None:
-        return
+        return ()
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
         uuids = [nvml.nvmlDeviceGetUUID(h) for h in handles]
     except nvml.NVMLError as error:
         _log.warning("CUDA devices cannot be listed: %s", error)
-        return
+        return ()
     # The variable belongs to the driver, not to our settings: engines read it too, and must agree with us.
-    for number, index in enumerate(visible_indices(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)):
-        try:
-            vram = nvml.nvmlDeviceGetMemoryInfo(handles[index])
-            name = nvml.nvmlDeviceGetName(handles[index])
-        except nvml.NVMLError as error:
-            _log.warning("CUDA device %d cannot be read: %s", number, error)
-            continue
-        yield DeviceStatus(f"cuda:{number}", str(name), int(vram.total), int(vram.free))
+    visible = visible_indices(os.environ.get("CUDA_VISIBLE_DEVICES"), uuids)
+    return [(number, handles[index]) for number, index in enumerate(visible)]
 
 
 @cache

@@ -33,7 +33,7 @@ def main() -> None:
     _die_with_parent()
     logging.basicConfig(stream=sys.stderr, level=int(log_level), format="%(levelname)s %(name)s: %(message)s")
     # The parent says the same about this very model.
-    logging.getLogger("inferhub.worker.host").setLevel(logging.WARNING)
+    logging.getLogger("inferhub.worker.lifecycle").setLevel(logging.WARNING)
     asyncio.run(_serve(listen))
 
 

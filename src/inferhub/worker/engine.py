@@ -1,20 +1,22 @@
 """A model that runs, as the host sees it, and the one pump from a backend's iterator to `emit`.
 
-The other implementation, a model in a child process, is `process`. Nothing here queues or waits.
+The other implementation, a model in a child process, is `process`. Nothing here queues or waits, but calls
+that share batches do so in `batching`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
-from inferhub.backends.base import Backend
+from inferhub.backends.base import Backend, BatchBackend
 from inferhub.core.call import Call, Delta, Emit, Finished
 from inferhub.core.errors import InferHubError, InternalError, UpstreamFailed
 from inferhub.core.models import Capability
+from inferhub.worker.batching.batcher import Batcher, max_batch
 
 _log = logging.getLogger(__name__)
 
@@ -37,11 +39,15 @@ class Engine(Protocol):
         """False while it waits for its first call."""
 
     @property
-    def memory_bytes(self) -> int:
-        """What its own process took when it was measured last; 0 without such a process."""
+    def is_loading(self) -> bool:
+        """While calls wait for it: it is being loaded, or started again."""
+
+    @property
+    def memory(self) -> Mapping[str, int]:
+        """Device → bytes that its own process took when measured last; empty without such a process."""
 
     async def measure(self) -> None:
-        """Bring `memory_bytes` up to date. Never raises."""
+        """Bring `memory` up to date. Never raises."""
 
     @property
     def has_failed(self) -> bool:
@@ -62,12 +68,16 @@ class InProcessEngine:
 
     is_ready = True
     is_loaded = True
+    is_loading = False
     has_failed = False
     can_unload_busy = False
-    memory_bytes = 0
+    memory: Mapping[str, int] = {}
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._batcher: Batcher | None = None
+        if isinstance(backend, BatchBackend) and max_batch(backend) > 1:
+            self._batcher = Batcher(backend)
 
     @property
     def capabilities(self) -> tuple[Capability, ...]:
@@ -81,9 +91,15 @@ class InProcessEngine:
         """Its share of this process cannot be told apart."""
 
     async def infer(self, call: Call, emit: Emit) -> None:
-        await pump(self._backend, call, emit)
+        if self._batcher is None or not self._batcher.takes(call):
+            await pump(self._backend, call, emit)
+            return
+        for chunk in await self._batcher.answer(call):
+            await emit(chunk)
 
     async def unload(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
         await self._backend.unload()
 
 

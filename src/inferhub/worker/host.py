@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 from inferhub.backends import backend_class
-from inferhub.backends.base import Backend, check_options
+from inferhub.backends.base import Backend, check_options, slots_of
 from inferhub.core.call import Call, Emit
 from inferhub.core.errors import (
     Conflict,
@@ -26,10 +27,14 @@ from inferhub.core.errors import (
     WeightsMissing,
 )
 from inferhub.core.models import Load, ModelSpec, ModelStatus
-from inferhub.worker.demand import DemandEngine
+from inferhub.core.serving import DeviceStatus
+from inferhub.telemetry.lifecycle import ModelTally
+from inferhub.telemetry.resources import choose_device
 from inferhub.worker.engine import Engine, InProcessEngine
+from inferhub.worker.lifecycle.evict import CPU, Budget, Bytes, Keeping
+from inferhub.worker.lifecycle.keeper import Keeper
+from inferhub.worker.lifecycle.managed import Beginnings, ManagedEngine
 from inferhub.worker.loaded import Loaded
-from inferhub.worker.room import Room
 
 _log = logging.getLogger(__name__)
 
@@ -46,8 +51,14 @@ class HostLimits:
     """What the models of one worker may take."""
 
     memory_bytes: int = 1 << 40
+    vram_share: float = 0.9
+    """Of each GPU's memory."""
     load_s: float = 300.0
-    """Of one load on demand, waiting for room included."""
+    """Of one load, waiting for room included."""
+    room_wait_s: float = 30.0
+    """For models that are busy, before one that needs their room is refused."""
+    idle_ttl_s: float | None = None
+    """Of models with a process of their own whose spec does not say; None: they stay."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +70,27 @@ class _Plan:
     weights: Path | None
     files: tuple[Path, ...]
 
-    @property
-    def expected_bytes(self) -> int:
+    def expected(self, devices: Sequence[DeviceStatus]) -> Bytes:
         """Before it was ever measured: weights are mapped or read whole."""
-        return PROCESS_BYTES + sum(map(_size, self.files))
+        size = sum(map(_size, self.files))
+        wanted = self.spec.device
+        if wanted == "cpu" or (wanted == "auto" and not any(d.id != CPU for d in devices)):
+            return {CPU: PROCESS_BYTES + size}
+        device = choose_device(wanted, devices)
+        if wanted == "auto":  # where it runs only the engine knows, later
+            return {CPU: PROCESS_BYTES + size, device: size}
+        return {CPU: PROCESS_BYTES, device: size}
+
+
+@dataclass(slots=True, eq=False)
+class _Held:
+    """One model, as the host holds it."""
+
+    loaded: Loaded
+    loaders: int = 0
+    """Who waits for it to be loaded; when the last gives up, nobody wants it."""
+    is_kept: bool = False
+    """Also when a load fails: it was loaded before, or is on demand."""
 
 
 class Host:
@@ -76,72 +104,85 @@ class Host:
         backends: Callable[[str], type[Backend]] = backend_class,
         limits: HostLimits = HostLimits(),
         modalities: Collection[str] | None = None,
+        devices: Callable[[], Sequence[DeviceStatus]] = tuple,
     ) -> None:
         """`modalities`: those that are served; None serves all."""
+        self.tally = ModelTally()
         self._resolve = resolve
         self._isolation = isolation
         self._backends = backends
         self._limits = limits
         self._modalities = modalities
-        self._models: dict[str, Loaded] = {}
+        self._devices = devices
+        self._models: dict[str, _Held] = {}
         self._declined: dict[str, ModelStatus] = {}
-        self._room = Room(limits.memory_bytes, self._pinned)
-        # One load or unload of a name at a time; a lock lives as long as someone uses it.
+        self._keeper = Keeper(Budget(limits.memory_bytes, limits.vram_share), limits.room_wait_s, devices)
+        # One change of a name at a time; a lock lives as long as someone uses it.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def models(self) -> tuple[ModelStatus, ...]:
         """Also those of modalities that are not served here, so that nobody asks for them again."""
-        taken = {name: loaded.status() for name, loaded in list(self._models.items())} | self._declined
+        taken = {name: held.loaded.status() for name, held in list(self._models.items())} | self._declined
         return tuple(status for _, status in sorted(taken.items()))
 
     async def infer(self, call: Call, emit: Emit) -> None:
-        loaded = self._models.get(call.model)
-        if loaded is None:
+        held = self._models.get(call.model)
+        if held is None:
             raise ModelNotFound(f"This worker has no model {call.model!r}.", param="model")
-        offered = [c.modality for c in loaded.capabilities()]
+        offered = [c.modality for c in held.loaded.capabilities()]
         if call.modality not in offered:
             raise Unsupported(
                 f"Model {call.model!r} does not offer {call.modality}; it offers {', '.join(offered)}.",
                 param="model",
             )
-        await loaded.infer(call, emit)
+        await held.loaded.infer(call, emit)
 
     async def load(self, spec: ModelSpec) -> ModelStatus:
+        """Offer it, and have it in memory where it is not on demand. One that is there under this name takes
+        over how it is to be kept, and is loaded where it was not."""
         kind = self._backends(spec.backend)
         check_options(kind, spec)
-        spec = replace(spec, slots=spec.slots or kind.default_slots, load=load_of(kind, spec))
+        spec = replace(spec, slots=slots_of(kind, spec), load=load_of(kind, spec))
         async with self._lock(spec.name):
             if not self._may_serve(kind, spec):
                 self._declined[spec.name] = ModelStatus(spec, (), spec.device, ready=False, loaded=False)
                 return self._declined[spec.name]
-            loaded = self._models.get(spec.name)
-            if loaded is not None and loaded.spec != spec:
+            held = self._models.get(spec.name)
+            if held is None:
+                held = self._models[spec.name] = await self._offer(kind, spec)
+            elif _kept_as(spec, held.loaded.spec) != spec:
                 raise Conflict(
                     f"Model {spec.name!r} is loaded with other settings; unload it first.", param="name"
                 )
-            if loaded is not None and loaded.engine.has_failed:
-                await self._drop(spec.name)
-                loaded = None
-            if loaded is None:
-                loaded = Loaded(spec, await self._engine(kind, spec), self._modalities)
-                self._models[spec.name] = loaded
-                if loaded.engine.is_loaded:
-                    _log.info("Model %r is loaded on %s", spec.name, loaded.engine.device)
-                else:
-                    _log.info("Model %r waits for its first call", spec.name)
-            return loaded.status()
+            else:
+                held.loaded.spec = spec
+                held.loaded.engine.keep(self._keeping(kind, spec))
+            held.is_kept |= spec.load == "demand"
+            held.loaders += 1
+        # Not under the lock: an unload must be able to end it.
+        try:
+            if spec.load == "start":
+                await held.loaded.engine.load()
+                held.is_kept = True
+            return held.loaded.status()
+        finally:
+            held.loaders -= 1
+            if not held.is_kept and not held.loaders:
+                await self._drop(spec.name, held)
 
     async def unload(self, name: str) -> None:
         async with self._lock(name):
-            await self._drop(name)
+            self._declined.pop(name, None)
+            if (held := self._models.get(name)) is not None:
+                await self._drop(name, held)
 
     def abort(self, why: type[InferHubError]) -> None:
-        for loaded in self._models.values():
-            loaded.abort(why)
+        for held in self._models.values():
+            held.loaded.abort(why)
 
     async def wait_idle(self, timeout_s: float) -> bool:
         """True when every call ended in time."""
-        waits = [loaded.wait_idle(timeout_s) for loaded in self._models.values()]
+        waits = [held.loaded.wait_idle(timeout_s) for held in self._models.values()]
         return all(await asyncio.gather(*waits))
 
     async def close(self) -> None:
@@ -150,14 +191,10 @@ class Host:
         for failure in outcomes:
             if isinstance(failure, BaseException):
                 _log.error("A model could not be unloaded", exc_info=failure)
-        await self._room.close()
+        await self._keeper.close()
 
     def _lock(self, name: str) -> asyncio.Lock:
         return self._locks.setdefault(name, asyncio.Lock())
-
-    def _pinned(self) -> list[Engine]:
-        engines = [loaded.engine for loaded in self._models.values()]
-        return [engine for engine in engines if not isinstance(engine, DemandEngine)]
 
     def _may_serve(self, kind: type[Backend], spec: ModelSpec) -> bool:
         if self._modalities is None:
@@ -165,43 +202,51 @@ class Host:
         offered = possible_modalities(kind, spec)
         return offered is None or not offered.isdisjoint(self._modalities)
 
-    async def _drop(self, name: str) -> None:
-        self._declined.pop(name, None)
-        loaded = self._models.pop(name, None)
-        if loaded is not None:
-            await loaded.close()
-            _log.info("Model %r is unloaded", name)
+    async def _drop(self, name: str, held: _Held) -> None:
+        if self._models.get(name) is held:
+            del self._models[name]
+            await held.loaded.close()
+            _log.info("Model %r is gone", name)
 
-    async def _engine(self, kind: type[Backend], spec: ModelSpec) -> Engine:
-        """Loaded, or on demand with everything checked that can be checked before."""
+    async def _offer(self, kind: type[Backend], spec: ModelSpec) -> _Held:
+        """Not loaded yet, with everything checked that can be checked before."""
         try:
             plan = await self._plan(kind, spec)
-            offered = kind.offers(spec) if spec.load == "demand" else None
-            if offered is not None:
-                return DemandEngine(
-                    spec.name,
-                    lambda: self._start(plan),
-                    self._room,
-                    offered=offered,
-                    device=spec.device,
-                    expected_bytes=plan.expected_bytes,
-                    load_timeout_s=self._limits.load_s,
-                )
-            engine = await self._start(plan)
-            await engine.measure()
+            has_process = self._has_process(kind)
+            devices = await asyncio.to_thread(self._devices) if has_process else ()
+            known = Beginnings(
+                spec.name,
+                spec.device,
+                kind.offers(spec) or (),
+                plan.expected(devices) if has_process else {},
+                self._limits.load_s,
+                spec.slots + spec.queue_limit,
+            )
         except InferHubError:
             raise
         except Exception as error:
             raise _unexpected(spec, error) from error
-        return engine
+        engine = ManagedEngine(
+            known, partial(self._start, plan), self._keeper, self._keeping(kind, spec), self.tally
+        )
+        return _Held(Loaded(spec, engine, self._modalities))
 
-    async def _start(self, plan: _Plan) -> Engine:
+    def _keeping(self, kind: type[Backend], spec: ModelSpec) -> Keeping:
+        # One without a process would free nothing by leaving.
+        usual = self._limits.idle_ttl_s if self._has_process(kind) else None
+        ttl_s = usual if spec.idle_ttl_s is None else spec.idle_ttl_s
+        return Keeping(spec.pinned, spec.pinned or spec.load == "start", ttl_s)
+
+    def _has_process(self, kind: type[Backend]) -> bool:
+        return self._isolation == "always" or (self._isolation == "auto" and kind.isolated)
+
+    async def _start(self, plan: _Plan, on_death: Callable[[], None]) -> Engine:
         try:
-            if self._isolation == "always" or (self._isolation == "auto" and plan.kind.isolated):
+            if self._has_process(plan.kind):
                 # Late: a worker that only speaks to vendors needs no gRPC.
                 from inferhub.worker.process import ChildEngine
 
-                return await ChildEngine.start(plan.spec, plan.weights)
+                return await ChildEngine.start(plan.spec, plan.weights, on_death)
             backend = plan.kind(plan.spec, plan.weights)
             await backend.load()
             return InProcessEngine(backend)
@@ -239,8 +284,10 @@ def possible_modalities(kind: type[Backend], spec: ModelSpec) -> frozenset[str] 
 
 
 def load_of(kind: type[Backend], spec: ModelSpec) -> Load:
-    """When it is loaded, with the backend's own choice put in. Raises `SetupError` where it cannot wait."""
-    wanted = spec.load or kind.default_load
+    """When it is loaded, with the backend's own choice put in. Raises `SetupError` where it cannot wait, and
+    for what would have no effect on this model."""
+    _refuse_inert(kind, spec)
+    wanted = spec.load or ("start" if spec.pinned else kind.default_load)
     if wanted == "demand" and kind.offers(spec) is None:
         if spec.load is not None:
             raise SetupError(
@@ -250,6 +297,25 @@ def load_of(kind: type[Backend], spec: ModelSpec) -> Load:
             )
         return "start"
     return wanted
+
+
+def _refuse_inert(kind: type[Backend], spec: ModelSpec) -> None:
+    for field, is_set in (("pinned", spec.pinned), ("idle_ttl_s", spec.idle_ttl_s is not None)):
+        if is_set and kind.remote:
+            raise SetupError(
+                f"Model {spec.name!r} runs elsewhere, so {field!r} would have no effect on it. Leave it out.",
+                param=field,
+            )
+    if spec.pinned and spec.idle_ttl_s is not None:
+        raise SetupError(
+            f"Model {spec.name!r} is pinned, so 'idle_ttl_s' would have no effect. Leave one of them out.",
+            param="idle_ttl_s",
+        )
+
+
+def _kept_as(spec: ModelSpec, other: ModelSpec) -> ModelSpec:
+    """The other one, loaded and kept as `spec` says."""
+    return replace(other, load=spec.load, pinned=spec.pinned, idle_ttl_s=spec.idle_ttl_s)
 
 
 def _unexpected(spec: ModelSpec, error: Exception) -> InternalError:

@@ -1,4 +1,4 @@
-"""One loaded model: its lane, its engine, and the ways a call can be ended from outside.
+"""One loaded model: its queue, its engine, and the ways a call can be ended from outside.
 
 The host makes it. Deadline, unload and drain end a call by the same means, `asyncio.timeout`, so that
 the caller's own cancellation is never mistaken for one of them.
@@ -9,12 +9,17 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
-from inferhub.core.call import Call, Emit
+from inferhub.core.call import Call, Chunk, Emit, Finished
 from inferhub.core.errors import DeadlineExceeded, EndpointLost, InferHubError, InternalError
 from inferhub.core.models import Capability, ModelSpec, ModelStatus
-from inferhub.worker.engine import Engine
-from inferhub.worker.lane import Lane
+from inferhub.modalities import modalities as all_modalities
+from inferhub.telemetry.batches import BATCHES
+from inferhub.worker.lifecycle.managed import ManagedEngine
+from inferhub.worker.prefixes import RecentPrefixes
+from inferhub.worker.queue.fair import Ticket
+from inferhub.worker.queue.lane import Lane
 
 # Backends promise to stop within a second; beyond this the memory is better lost than freed in use.
 STOP_TIMEOUT_S = 10.0
@@ -23,26 +28,35 @@ STOP_TIMEOUT_S = 10.0
 class Loaded:
     """A model that takes calls until `close`."""
 
-    def __init__(self, spec: ModelSpec, engine: Engine, modalities: Collection[str] | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, engine: ManagedEngine, modalities: Collection[str] | None = None
+    ) -> None:
         """`modalities`: those of the engine's that are served; None serves all."""
         self.spec = spec
         self.engine = engine
         self._modalities = modalities
         self._lane = Lane(spec.slots, spec.queue_limit)
+        self._prefixes = RecentPrefixes()
         self._calls: dict[asyncio.Timeout, type[InferHubError] | None] = {}
         self._is_idle = asyncio.Event()
         self._is_idle.set()
 
     def status(self) -> ModelStatus:
+        if not self.engine.is_loaded:
+            self._prefixes.clear()
         return ModelStatus(
             spec=self.spec,
             capabilities=self.capabilities(),
             device=self.engine.device,
             running=self._lane.running,
-            queued=self._lane.queued,
+            queued=self._lane.queued + self.engine.waiting,
             ready=self.engine.is_ready,
             loaded=self.engine.is_loaded,
-            memory_bytes=self.engine.memory_bytes,
+            memory_bytes=sum(self.engine.memory.values()),
+            loading=self.engine.is_loading,
+            pending_cost=self._lane.pending_cost,
+            s_per_cost=self._lane.s_per_cost,
+            prefixes=self._prefixes.digest(),
         )
 
     def capabilities(self) -> tuple[Capability, ...]:
@@ -53,15 +67,18 @@ class Loaded:
         arrived_s = time.monotonic()
         if call.deadline_s <= arrived_s:
             raise DeadlineExceeded("The call's time was over when it reached the model.")
+        call = _counted(call)
+        ticket = Ticket(call.criticality, call.principal.tenant_id, call.cost, call.deadline_s)
         is_running = False
         scope = asyncio.timeout(call.deadline_s - arrived_s)
         try:
             async with scope:
                 self._calls[scope] = None
                 self._is_idle.clear()
-                async with self._lane.slot():
+                async with self.engine.held(), self._lane.slot(ticket):
                     is_running = True
-                    await self.engine.infer(call, emit)
+                    self._prefixes.add(call.prefixes)
+                    await self.engine.infer(call, emit if call.stream else self._noting(call, emit))
         except TimeoutError as error:
             if not scope.expired():
                 raise
@@ -70,6 +87,16 @@ class Loaded:
             self._calls.pop(scope, None)
             if not self._calls:
                 self._is_idle.set()
+
+    def _noting(self, call: Call, emit: Emit) -> Emit:
+        """`emit`, and the size of the batch that the call was in."""
+
+        async def note(chunk: Chunk) -> None:
+            if isinstance(chunk, Finished) and chunk.batch:
+                BATCHES.add(call.modality, self.spec.public_name, chunk.batch)
+            await emit(chunk)
+
+        return note
 
     def abort(self, why: type[InferHubError]) -> None:
         """End every call that waits or runs, with this error."""
@@ -102,3 +129,11 @@ class Loaded:
             return why()
         where = "while it answered" if is_running else f"in the queue of model {self.spec.public_name!r}"
         return DeadlineExceeded(f"The call's time was over after {after_s:.1f} s {where}.")
+
+
+def _counted(call: Call) -> Call:
+    """With its cost, where the gateway did not say it."""
+    if call.cost > 0:
+        return call
+    modality = all_modalities()[call.modality]
+    return replace(call, cost=modality.cost(call.request, call.media, len(call.body)))

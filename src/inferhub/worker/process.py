@@ -1,4 +1,4 @@
-"""A model in a child process, as its parent sees it: start, watch, start again, end.
+"""A model in a child process, as its parent sees it: start, watch, end.
 
 The host uses it for backends that may crash or hold the GIL. The child speaks the same protocol as any
 worker, on a unix socket in a folder that only this user can enter.
@@ -13,17 +13,20 @@ import shutil
 import signal
 import sys
 import tempfile
-import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from inferhub.backends import backend_class
+from inferhub.backends.base import BatchBackend
 from inferhub.core.call import Call, Emit
-from inferhub.core.errors import EndpointLost, InferHubError, NoEndpoint, SetupError
+from inferhub.core.errors import EndpointLost, InferHubError, SetupError
 from inferhub.core.models import Capability, ModelSpec, ModelStatus
 from inferhub.modalities import modalities
-from inferhub.telemetry.resources import process_memory_bytes
+from inferhub.telemetry.resources import process_memory
 from inferhub.transport.codec import Codec
 from inferhub.transport.grpc import GrpcTransport
+from inferhub.worker.batching.batcher import Batcher, max_batch
 from inferhub.worker.child import READY
 
 _log = logging.getLogger(__name__)
@@ -31,34 +34,42 @@ _log = logging.getLogger(__name__)
 START_TIMEOUT_S = 60.0
 """Until the child listens, before it loads anything."""
 END_TIMEOUT_S = 5.0
-RESTART_DELAYS_S = (0.1, 1.0, 5.0, 15.0, 30.0)
-"""Before each restart; when they are used up, the model stays down until it is loaded again."""
-STABLE_S = 60.0
-"""A child that lived so long starts counting from the first delay again."""
+LARGE_BYTES = 1 << 18
+"""A call of more travels alone, so that a batch of them fits into a message."""
 
 
 class ChildEngine:
-    """An `Engine` whose process may die without taking the worker along."""
+    """An `Engine` whose process may die without taking the worker along. One life: whoever made it makes the
+    next one."""
 
     can_unload_busy = True
     is_loaded = True
+    is_loading = False
 
-    def __init__(self, spec: ModelSpec, child: Child, status: ModelStatus) -> None:
+    def __init__(
+        self, spec: ModelSpec, child: Child, status: ModelStatus, on_death: Callable[[], None]
+    ) -> None:
         self._spec = spec
-        self._child: Child | None = child
+        self._child = child
         self._status = status
+        self._on_death = on_death
+        self._batcher = _batcher(spec, child.transport)
         self.has_failed = False
-        self.memory_bytes = 0
+        self.memory: Mapping[str, int] = {}
         self._watching = asyncio.create_task(self._watch(), name=f"watch {spec.name}")
 
     @classmethod
-    async def start(cls, spec: ModelSpec, weights: Path | None) -> ChildEngine:
+    async def start(cls, spec: ModelSpec, weights: Path | None, on_death: Callable[[], None]) -> ChildEngine:
         # The queue is on our side. The child's only bridges the moment in which it still ends calls
         # that we have given up.
         resolved = replace(
-            spec, weights=None if weights is None else str(weights), queue_limit=spec.slots, load="start"
+            spec,
+            weights=None if weights is None else str(weights),
+            queue_limit=spec.slots,
+            load="start",
+            idle_ttl_s=None,
         )
-        return cls(resolved, *await _start(resolved))
+        return cls(resolved, *await _start(resolved), on_death)
 
     @property
     def capabilities(self) -> tuple[Capability, ...]:
@@ -70,49 +81,49 @@ class ChildEngine:
 
     @property
     def is_ready(self) -> bool:
-        return self._child is not None
+        return not self.has_failed
 
     async def measure(self) -> None:
-        child = self._child
-        self.memory_bytes = 0 if child is None else await asyncio.to_thread(process_memory_bytes, child.pid)
+        found = await asyncio.to_thread(process_memory, self._child.pid)
+        # One that just ended is told by its death; until then it takes what it took.
+        self.memory = found or self.memory
 
     async def infer(self, call: Call, emit: Emit) -> None:
-        if self._child is None:
-            remedy = "unload and load it again" if self.has_failed else "it is starting again"
-            name = self._spec.public_name
-            raise NoEndpoint(f"The process of model {name!r} died; {remedy}.", retry_after_s=1.0)
-        await self._child.transport.infer(call, emit)
+        if self._batcher is None or not self._batcher.takes(call) or _is_large(call):
+            await self._child.transport.infer(call, emit)
+            return
+        for chunk in await self._batcher.answer(call):
+            await emit(chunk)
 
     async def unload(self) -> None:
+        if self._batcher is not None:
+            await self._batcher.close()
         self._watching.cancel()
         await asyncio.wait([self._watching])
-        if self._child is not None:
+        if not self.has_failed:
             with contextlib.suppress(InferHubError):
                 await self._child.transport.unload(self._spec.name)
-            await self._child.end()
+        await self._child.end()
 
     async def _watch(self) -> None:
-        """Bring the child back, a bounded number of times."""
-        restarts = 0
-        while self._child is not None:
-            child = self._child
-            born_s = time.monotonic()
-            died = await child.wait()
-            self._child = None
-            await child.end()
-            if time.monotonic() - born_s >= STABLE_S:
-                restarts = 0
-            while self._child is None and restarts < len(RESTART_DELAYS_S):
-                delay_s = RESTART_DELAYS_S[restarts]
-                restarts += 1
-                _log.error("The process of model %r %s; restart in %s s", self._spec.name, died, delay_s)
-                await asyncio.sleep(delay_s)
-                try:
-                    self._child, self._status = await _start(self._spec)
-                except InferHubError as error:
-                    died = f"did not start: {error.message}"
+        died = await self._child.wait()
         self.has_failed = True
-        _log.error("The process of model %r %s; giving up", self._spec.name, died)
+        _log.error("The process of model %r %s", self._spec.name, died)
+        self._on_death()
+        await self._child.end()
+
+
+def _batcher(spec: ModelSpec, transport: GrpcTransport) -> Batcher | None:
+    """Calls that share batches travel together too: a message costs as much as computing a short text."""
+    kind = backend_class(spec.backend)
+    if not issubclass(kind, BatchBackend):
+        return None
+    backend = kind(spec, None)  # never loaded here: asked only what may share a batch
+    return Batcher(backend, transport.infer_many) if max_batch(backend) > 1 else None
+
+
+def _is_large(call: Call) -> bool:
+    return len(call.body) + sum(len(media.data) for media in call.media) > LARGE_BYTES
 
 
 class Child:
