@@ -301,7 +301,7 @@ async def test_token_counts(talk: Talk) -> None:
     ("model", "params", "param"),
     [
         ("gemini", {"logit_bias": {"1": 1}}, "logit_bias"),
-        ("gemini", {"service_tier": "flex"}, "service_tier"),
+        ("gemini", {"service_tier": "scale"}, "service_tier"),
         ("gemini", {"store": True}, "store"),
         ("gemini", {"verbosity": "low"}, "verbosity"),
         ("gemini", {"modalities": ["text", "audio"]}, "modalities"),

@@ -78,7 +78,7 @@ async def test_contract_037_broken_bodies(ask: Talk, path: str, raw: bytes) -> N
          "response_format", "unsupported_parameter"),
         ({"logit_bias": {"1": 5}}, "logit_bias", "unsupported_parameter"),
         ({"modalities": ["audio"]}, "modalities", "unsupported_parameter"),
-        ({"service_tier": "flex"}, "service_tier", "unsupported_parameter"),
+        ({"service_tier": "scale"}, "service_tier", "unsupported_parameter"),
         ({"reasoning_effort": "high"}, "reasoning_effort", "unsupported_parameter"),
         ({"store": True}, "store", "unsupported_parameter"),
         ({"top_logprobs": 2}, "top_logprobs", "invalid_value"),

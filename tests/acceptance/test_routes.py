@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from inferhub.gateway.problems import MAX_JITTER
 from inferhub.testing.servers import Hub, Process, running_hub, start_service, wait_for
 from inferhub.testing.steady import ledger
 from inferhub.testing.talk import CHAT, COMPLETIONS, Opened, Talk, chat_body, chunks, content
@@ -164,7 +165,8 @@ async def test_a_breaker_refuses_at_once_and_closes_again(ask: Talk, upstream: U
     begin = time.monotonic()
     refused = await ask.chat("doomed")
     assert (refused.status, refused.error["code"]) == (503, "overloaded")
-    assert 0 < int(refused.head["retry-after-ms"] or 0) <= 1000
+    assert 0 < int(refused.head["retry-after-ms"] or 0) <= 1000 * MAX_JITTER
+    assert refused.head["x-inferhub-reason"] == "endpoint_unhealthy"
     assert len(await upstream.log()) == asked
     # One probe at a time; two good ones close it.
     async with asyncio.timeout(60):

@@ -6,7 +6,7 @@ import asyncio
 import math
 import shutil
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,15 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from inferhub.backends.base import BatchResult
 from inferhub.backends.onnx_embedding import BACKEND, OnnxEmbedding, _batches
-from inferhub.core.errors import ContextOverflow, Invalid, SetupError, Unsupported
+from inferhub.core.call import Call, Delta, Finished
+from inferhub.core.errors import ContextOverflow, InferHubError, Invalid, SetupError, Unsupported
 from inferhub.core.models import Capability, ModelSpec
-from inferhub.testing.calls import make_call
+from inferhub.telemetry.batches import BATCHES
+from inferhub.testing.calls import Collector, make_call
 from inferhub.testing.contract import finish
+from inferhub.worker.host import Host
 
 PATIENCE_S = 60.0
 
@@ -246,3 +250,121 @@ async def test_runs_on_a_gpu(minilm_path: Path) -> None:
     assert backend.device == "cuda:0"
     assert len(await vectors(backend, "sea")) == 1
     await backend.unload()
+
+
+# --- batches of calls ----------------------------------------------------------------------------
+
+
+async def answered(backend: OnnxEmbedding, calls: Sequence[Call]) -> list[BatchResult]:
+    async with asyncio.timeout(PATIENCE_S):
+        return list(await backend.run_batch(calls))
+
+
+def vectors_of(result: BatchResult) -> list[tuple[float, ...]]:
+    assert not isinstance(result, InferHubError)
+    return [struct.unpack("<384f", chunk.payload.vector) for chunk in result if isinstance(chunk, Delta)]
+
+
+async def test_calls_in_a_batch_get_what_they_get_alone(minilm: OnnxEmbedding) -> None:
+    """Vectors by less than a hair, tokens exactly; also calls of many texts, and of token ids."""
+    given: list[Any] = [f"Ship {n} sails " + "over the wide sea " * (n % 13) for n in range(40)]
+    given += [["one", "two " * 30, "three"], [[1000, 1001], [2000]], [2000]]
+    calls = [make_call("embedding", input=item) for item in given]
+    for call, result in zip(calls, await answered(minilm, calls), strict=True):
+        alone = await finish(minilm, call)
+        assert not isinstance(result, InferHubError)
+        assert result[-1] == Finished(alone.usage)
+        expected = {payload.index: payload.vector for payload in alone.payloads}
+        assert [c.payload.index for c in result if isinstance(c, Delta)] == sorted(expected)
+        for index, vector in enumerate(vectors_of(result)):
+            assert similarity(vector, struct.unpack("<384f", expected[index])) > 0.9999
+
+
+async def test_a_batch_runs_the_engine_as_seldom_as_it_can(
+    minilm: OnnxEmbedding, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes: list[tuple[int, int]] = []
+    embed = minilm._embed
+
+    def counting(rows: Sequence[list[int]], switch: Any) -> Any:
+        shapes.append((len(rows), max(map(len, rows))))
+        return embed(rows, switch)
+
+    monkeypatch.setattr(minilm, "_embed", counting)
+    await answered(minilm, [make_call("embedding", input="the sea") for _ in range(32)])
+    assert shapes == [(32, 4)]
+    shapes.clear()
+    long = "sea " * 250
+    await answered(
+        minilm, [make_call("embedding", input=text) for text in [long, "a", long, *["b"] * 20] * 9]
+    )
+    assert all(rows <= MAX_BATCH and rows * longest <= MAX_BATCH_TOKENS for rows, longest in shapes)
+    assert sum(rows for rows, _ in shapes) == 23 * 9
+
+
+async def test_reranking_shares_batches_too(minilm: OnnxEmbedding) -> None:
+    calls = [
+        make_call(
+            "rerank", query=query, documents=["The invoice is overdue.", "A kitten sleeps on the sofa."]
+        )
+        for query in ("Where is my cat?", "What do I have to pay?")
+    ]
+    for call, result in zip(calls, await answered(minilm, calls), strict=True):
+        alone = await finish(minilm, call)
+        assert not isinstance(result, InferHubError)
+        assert result[-1] == Finished(alone.usage)
+        expected = {payload.index: payload.relevance_score for payload in alone.payloads}
+        scores = {c.payload.index: c.payload.relevance_score for c in result if isinstance(c, Delta)}
+        assert scores == pytest.approx(expected, abs=1e-4)
+
+
+async def test_what_is_wrong_with_one_call_is_its_own(minilm: OnnxEmbedding) -> None:
+    given: list[Any] = ["the sea", "sea " * 600, [[1000, 99_999_999]], "a cat"]
+    calls = [make_call("embedding", input=item) for item in given]
+    calls.append(make_call("embedding", input="a cat", dimensions=17))
+    sea, overlong, unknown, cat, shortened = await answered(minilm, calls)
+    assert isinstance(overlong, ContextOverflow)
+    assert isinstance(unknown, Invalid)
+    assert isinstance(shortened, Unsupported)
+    assert [len(vectors_of(result)) for result in (sea, cat)] == [1, 1]
+
+
+async def test_a_batch_that_nobody_wants_frees_the_engine(minilm: OnnxEmbedding) -> None:
+    """The work is half a minute's; the next batch does not wait for it."""
+    long = make_call("embedding", input=["sea " * 500] * 8)
+    running = asyncio.create_task(minilm.run_batch([long] * 64))
+    while minilm._thread._work_queue.qsize() or not minilm._thread._threads:
+        await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+    (result,) = await answered(minilm, [make_call("embedding", input="the sea")])
+    assert len(vectors_of(result)) == 1
+
+
+async def test_length_is_that_of_the_longest_text(minilm: OnnxEmbedding) -> None:
+    short, long = make_call("embedding", input="sea"), make_call("embedding", input=["sea", "sea " * 90])
+    ids = make_call("embedding", input=[[7] * 3, [7] * 55])
+    ranked = make_call("rerank", query="sea", documents=["sea " * 90, "sea"])
+    assert minilm.length(short) < 10
+    assert minilm.length(long) == minilm.length(ranked) > 90
+    assert minilm.length(ids) == 55
+
+
+async def test_in_its_own_process_it_gets_batches_from_its_parent(minilm_path: Path) -> None:
+    host = Host(lambda _: minilm_path, isolation="always")
+    await host.load(ModelSpec("mini", "onnx_embedding", weights="minilm-l6-v2", slots=0))
+    assert host.models()[0].spec.slots == 64
+    BATCHES.sizes.clear()
+    emits = [Collector() for _ in range(24)]
+    calls = [make_call("embedding", "mini", input=f"ship number {n}") for n in range(24)]
+    await asyncio.gather(*(host.infer(call, emit) for call, emit in zip(calls, emits, strict=True)))
+    assert all(len(emit.chunks) == 2 for emit in emits)
+    assert len({emit.chunks[0].payload.vector for emit in emits if isinstance(emit.chunks[0], Delta)}) == 24
+    assert BATCHES.sizes["embedding", "mini"].sum > 24 * 4
+    # What is a batch by itself goes by itself, and is answered all the same.
+    emit = Collector()
+    await host.infer(make_call("embedding", "mini", input=["sea " * 100] * 50), emit)
+    assert len(emit.chunks) == 51
+    assert sum(BATCHES.sizes["embedding", "mini"].counts) == 24
+    await host.close()

@@ -157,6 +157,7 @@ async def world(hub: Hub) -> World:
         kept = await party.admin.post("/v1/responses", {"model": "echo", "input": "hi"})
         objects[party.id] = {
             "response_id": kept.json["id"],
+            "request_id": str(kept.head["x-request-id"]),
             "tenant_id": party.id,
             "project_id": party.project_id,
             "user_id": user["id"],
@@ -181,7 +182,10 @@ GUARDED = {address: rule for address, rule in ACCESS.items() if rule.scope is no
 
 async def test_without_a_key_every_guarded_address_is_401_whatever_is_sent(hub: Hub) -> None:
     ids = dict.fromkeys(
-        ["tenant_id", "project_id", "user_id", "key_id", "limit_id", "month", "model:path", "response_id"],
+        [
+            *("tenant_id", "project_id", "user_id", "key_id", "limit_id"),
+            *("month", "model:path", "response_id", "request_id"),
+        ],
         "x",
     )
     nobody = Talk(hub.url, "")

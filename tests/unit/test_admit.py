@@ -1,4 +1,4 @@
-"""Admission: scopes, allow lists, limits that are settled however a call ends, and what a call may use."""
+"""Admission: scopes, allow lists, limits that are settled however a call ends, room, and who goes first."""
 
 from __future__ import annotations
 
@@ -11,19 +11,36 @@ from typing import Any
 import msgspec
 import pytest
 
-from inferhub.core.call import Call, Chunk, Delta, Emit, Finished, Frame, Handler, Started
-from inferhub.core.errors import Forbidden, InferHubError, ModelNotFound, NoEndpoint, RateLimited
+from inferhub.core.call import Call, Chunk, Criticality, Delta, Emit, Finished, Frame, Handler, Started
+from inferhub.core.errors import (
+    REASONS,
+    Forbidden,
+    InferHubError,
+    Invalid,
+    ModelNotFound,
+    NoEndpoint,
+    Overloaded,
+    RateLimited,
+    ServerUnreachable,
+    family,
+)
 from inferhub.core.quota import Quota, Unit, Window
-from inferhub.core.tenancy import Principal, Role
+from inferhub.core.tenancy import REALTIME_SCOPE, Principal, Role
 from inferhub.core.usage import Usage
+from inferhub.gateway.criticality import HEADER, criticality_of
+from inferhub.gateway.problems import error_headers
 from inferhub.modalities import modalities
 from inferhub.modalities.tokens import DEFAULT_OUTPUT_TOKENS
 from inferhub.modalities.transcription import Live, TranscriptDelta, TranscriptionRequest
 from inferhub.pipeline.admit import Admit
+from inferhub.pipeline.doorway import Doorway
 from inferhub.pipeline.limiter import Limiter, QuotaBook
 from inferhub.pipeline.onion import build
+from inferhub.stores.catalog.checks import check_scopes
+from inferhub.stores.catalog.keys import effective_scopes
 from inferhub.stores.counters.memory import MemoryCounters
 from inferhub.testing.calls import Collector, make_call
+from inferhub.transport.codec import decode_error, encode_error
 
 CALLER = Principal("ih_caller", Role.FREE, "ten_a", "prj_a")
 
@@ -47,7 +64,7 @@ class Limits:
         self.counters = MemoryCounters()
         self.book = QuotaBook(quotas)
         self.limiter = Limiter(self.counters, lambda: self.book)
-        self.ring = Admit(max_inflight=10, limiter=self.limiter, cost=lambda *_: 1000)
+        self.ring = Admit(max_inflight=20, limiter=self.limiter, cost=lambda *_: 1000)
 
     async def used(self) -> list[int]:
         return [r.used for r in await self.counters.read(self.book.meters_for(CALLER))]
@@ -401,3 +418,142 @@ async def test_a_live_call_that_is_cancelled_gives_back_what_it_held() -> None:
     await asyncio.wait([task])
     assert await limits.used() == [0]
     assert limits.limiter.open == 0
+
+
+# --- room in the process -----------------------------------------------------------------------------
+
+
+REALTIME, INTERACTIVE, BATCH = Criticality
+
+
+def fill(doorway: Doorway, kind: Criticality, tenant: str = "ten_a") -> int:
+    """How many more such calls there is room for."""
+    for number in range(10_000):
+        try:
+            doorway.enter(kind, tenant)
+        except Overloaded:
+            return number
+    raise AssertionError("nothing bounds it")
+
+
+def test_the_last_of_the_room_is_for_the_more_critical() -> None:
+    doorway = Doorway(100)
+    assert fill(doorway, BATCH) == 65
+    with pytest.raises(Overloaded) as batch:
+        doorway.enter(BATCH, "ten_a")
+    assert fill(doorway, INTERACTIVE) == 25
+    with pytest.raises(Overloaded) as interactive:
+        doorway.enter(INTERACTIVE, "ten_a")
+    assert fill(doorway, REALTIME) == 10
+    with pytest.raises(Overloaded) as realtime:
+        doorway.enter(REALTIME, "ten_a")
+    reasons = [caught.value.reason for caught in (batch, interactive, realtime)]
+    assert reasons == ["shed_batch", "gateway_full", "gateway_full"]
+    assert (batch.value.retry_after_s or 0) > (interactive.value.retry_after_s or 0) > 0
+    doorway.leave("ten_a")
+    assert fill(doorway, INTERACTIVE) == 0, "what a realtime call left is for realtime calls"
+    assert fill(doorway, REALTIME) == 1
+
+
+def test_a_tenant_that_floods_leaves_some_of_the_room_to_others() -> None:
+    doorway = Doorway(100)
+    assert fill(doorway, INTERACTIVE, "noisy") == 90
+    assert fill(doorway, INTERACTIVE, "victim") == 5
+    assert fill(doorway, INTERACTIVE, "noisy") == 0
+    for _ in range(95):
+        doorway.leave("noisy" if _ < 90 else "victim")
+    assert fill(doorway, INTERACTIVE, "victim") == 90, "alone, it may have all of it"
+
+
+@pytest.mark.parametrize("most", range(1, 12))
+def test_however_small_the_room_it_has_a_place_for_everybody_and_no_more_than_it_has(most: int) -> None:
+    for kind in Criticality:
+        assert 1 <= fill(Doorway(most), kind) <= most
+    assert fill(Doorway(most), REALTIME) == most
+
+
+async def test_what_was_refused_leaves_nothing_behind() -> None:
+    handler = build([Admit(max_inflight=1)], answers)
+    for _ in range(5):
+        await handler(call_of(), Collector())
+    hanging = asyncio.Event()
+
+    async def hang(call: Call, emit: Emit) -> None:
+        await hanging.wait()
+
+    ring = Admit(max_inflight=1)
+    first = asyncio.ensure_future(build([ring], hang)(call_of(), Collector()))
+    await asyncio.sleep(0)
+    for _ in range(3):
+        with pytest.raises(Overloaded, match="1 calls are in flight") as caught:
+            await build([ring], answers)(call_of(), Collector())
+        assert caught.value.reason == "gateway_full"
+    hanging.set()
+    await first
+    await build([ring], answers)(call_of(), Collector())
+
+
+# --- how critical a call is ---------------------------------------------------------------------------
+
+
+RAISED = replace(CALLER, scopes=CALLER.scopes | {REALTIME_SCOPE})
+
+
+@pytest.mark.parametrize(
+    ("header", "tier", "principal", "kind"),
+    [
+        (None, None, CALLER, INTERACTIVE),
+        (None, "auto", CALLER, INTERACTIVE),
+        (b"batch", None, CALLER, BATCH),
+        (b" Interactive ", "flex", CALLER, INTERACTIVE),
+        (None, "flex", CALLER, BATCH),
+        # A wish without the right is no reason to refuse a call.
+        (None, "priority", CALLER, INTERACTIVE),
+        (None, "priority", RAISED, REALTIME),
+        (b"realtime", None, RAISED, REALTIME),
+        (b"batch", "priority", RAISED, BATCH),
+    ],
+)
+def test_who_says_how_critical_a_call_is(
+    header: bytes | None, tier: str | None, principal: Principal, kind: Criticality
+) -> None:
+    request = make_call("chat", "m", service_tier=tier).request
+    headers = {} if header is None else {HEADER: header}
+    assert criticality_of(headers, request, principal) is kind
+
+
+def test_nobody_raises_himself() -> None:
+    request = make_call("chat", "m").request
+    with pytest.raises(Forbidden, match="'criticality:realtime'"):
+        criticality_of({HEADER: b"realtime"}, request, CALLER)
+    with pytest.raises(Invalid, match="allowed: realtime, interactive, batch") as caught:
+        criticality_of({HEADER: b"urgent"}, request, RAISED)
+    assert caught.value.param == "x-inferhub-criticality"
+    # No role has the right but the platform's own; a key is given it by name, and not one of `free`.
+    assert [role for role in Role if REALTIME_SCOPE in effective_scopes(role, None)] == [Role.ADMIN]
+    named = frozenset({"inference:chat", REALTIME_SCOPE})
+    may_have = {role for role in Role if REALTIME_SCOPE in effective_scopes(role, named)}
+    assert may_have == {Role.ADMIN, Role.TENANT_ADMIN, Role.ENTERPRISE}
+    check_scopes(named, Role.ENTERPRISE)
+    with pytest.raises(Invalid, match="does not have the scope 'criticality:realtime'"):
+        check_scopes(named, Role.FREE)
+
+
+# --- reasons ---------------------------------------------------------------------------------------------
+
+
+def test_whatever_is_429_or_503_has_a_reason_that_is_explained() -> None:
+    for kind in family(InferHubError):
+        if (kind.http in (429, 503) and kind is not ServerUnreachable) or kind.default_reason:
+            assert kind.default_reason in REASONS, kind
+    headers = dict(error_headers(Overloaded(reason="shed_batch", retry_after_s=5.0)))
+    assert headers[b"x-inferhub-reason"] == b"shed_batch"
+    assert b"x-inferhub-reason" not in dict(error_headers(Invalid()))
+
+
+def test_a_reason_crosses_the_wire_and_a_made_up_one_does_not() -> None:
+    for error in (Overloaded(reason="cold_start"), NoEndpoint(), RateLimited(), Invalid()):
+        assert decode_error(encode_error(error)).reason == error.reason
+    sent = encode_error(Overloaded())
+    sent.reason = "new\r\nset-cookie: a=b"
+    assert decode_error(sent).reason == "queue_full"

@@ -6,7 +6,7 @@ import json
 
 from inferhub.core import errors
 from inferhub.core.errors import InferHubError, Invalid, Overloaded, ServingError, Unauthenticated
-from inferhub.gateway.problems import envelope, error_headers
+from inferhub.gateway.problems import MAX_JITTER, envelope, error_headers
 
 
 def _ours(cls: type[InferHubError]) -> list[type[InferHubError]]:
@@ -67,6 +67,12 @@ def test_headers_say_how_to_go_on() -> None:
     assert (b"www-authenticate", b"Bearer") in error_headers(Unauthenticated())
     headers = dict(error_headers(Overloaded(retry_after_s=0.2)))
     assert headers[b"retry-after"] == b"1"
-    assert headers[b"retry-after-ms"] == b"200"
+    # Never earlier than that, and not all clients at once.
+    waits_ms = {
+        int(dict(error_headers(Overloaded(retry_after_s=0.2)))[b"retry-after-ms"]) for _ in range(200)
+    }
+    assert min(waits_ms) >= 200
+    assert len(waits_ms) > 10
+    assert max(waits_ms) <= 200 * MAX_JITTER
     assert b"x-should-retry" not in headers
     assert dict(error_headers(errors.DeadlineExceeded()))[b"x-should-retry"] == b"false"

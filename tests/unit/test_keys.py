@@ -327,7 +327,7 @@ def test_keys_of_disabled_tenants_and_projects_are_refused() -> None:
     ("role", "scopes", "effective"),
     [
         (Role.FREE, None, {"inference:*", "models:read"}),
-        (Role.ADMIN, None, {"inference:*", "models:read", "admin:*"}),
+        (Role.ADMIN, None, {"inference:*", "models:read", "admin:*", "criticality:realtime"}),
         (Role.FREE, {"inference:chat"}, {"inference:chat"}),
         (Role.ADMIN, {"admin:keys", "models:read"}, {"admin:keys", "models:read"}),
         # Stored under a role that was wider then, or by hand: never more than the role has.

@@ -5,6 +5,7 @@ A backend never sees a queue, a socket of ours or another backend.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -88,19 +89,30 @@ class Backend(ABC):
 class BatchBackend(Backend):
     """A backend that computes several calls together: the worker collects them, and calls `run_batch` alone.
 
-    `run` stays for calls of modalities that are not in `batches`, and for those that stream.
+    To declare it, name the modalities in `batches` and write `run_batch`; the rest has defaults. Calls that
+    came while the engine was busy make the next batch, at most `max_batch` of the spec. Declare it only where
+    a batch is measurably cheaper than its calls one by one. `run` stays for what is in no batch: other
+    modalities, streams, calls of more than `max_batch_cost`, models with `max_batch: 1`. Both ways must give
+    the same answers.
     """
 
     batches: ClassVar[frozenset[str]]
     """Modalities whose calls may share a batch, each with its own kind."""
     default_max_batch: ClassVar[int] = 32
     """Calls of one batch at most."""
+    max_batch_cost: ClassVar[float] = math.inf
+    """Cost units of one batch at most. A call of more goes alone, through `run`, which takes it in pieces
+    between which batches have their turn."""
+    may_wait: ClassVar[bool] = False
+    """True where a batch takes nearly the same time whatever its size: under steady load an idle engine then
+    waits up to 5 ms for company."""
 
     @abstractmethod
     async def run_batch(self, calls: Sequence[Call]) -> Sequence[BatchResult]:
         """The answers in the order of the calls, which all have one modality. One call's own failure is its
-        `InferHubError`; what is raised concerns the batch as a whole, whose calls are then tried in halves.
-        Raises `OutOfMemory` where fewer would fit. Cancelled when none of the calls is wanted any more."""
+        `InferHubError`; what is raised concerns the batch as a whole, whose calls are then tried in halves,
+        and after that one by one. Raises `OutOfMemory` where fewer would fit. Cancelled when nobody wants any
+        of them any more: then it frees the engine within a second, as `run` does."""
 
     def length(self, call: Call) -> float:
         """What calls of one batch should have alike, because the shorter ones are padded to the longest."""
@@ -109,6 +121,16 @@ class BatchBackend(Backend):
 
 BatchResult = Sequence[Delta | Finished] | InferHubError
 """All chunks of one answer, `Finished` last; or why there is none."""
+
+
+def slots_of(kind: type[Backend], spec: ModelSpec) -> int:
+    """Calls that a model takes at once: the operator's number, or the backend's. Where they share batches,
+    two batches full: one is computed while the next one gathers."""
+    if spec.slots:
+        return spec.slots
+    if issubclass(kind, BatchBackend) and spec.max_batch != 1:
+        return 2 * (spec.max_batch or kind.default_max_batch)
+    return kind.default_slots
 
 
 def check_options(backend: type[Backend], spec: ModelSpec) -> msgspec.Struct:

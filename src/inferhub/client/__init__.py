@@ -98,6 +98,12 @@ class Client:
         listing = decode(await self._session.body("GET", "/admin/v1/workers"), dict[str, Any])
         return list(listing.get("data", ()))
 
+    async def decisions(self, request_id: str) -> list[dict[str, Any]]:
+        """Why calls with this `x-request-id` went where they went, the newest first. Raises `NotFound` where
+        the process that answers remembers none."""
+        path = f"/admin/v1/decisions/{quote(request_id, safe='')}"
+        return list(decode(await self._session.body("GET", path), dict[str, Any]).get("data", ()))
+
     async def ready(self) -> Mapping[str, Any]:
         """The server's own account of its readiness; `ready` says whether it serves."""
         async with self._session.request("GET", "/readyz?verbose", accept=(200, 503)) as response:

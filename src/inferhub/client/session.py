@@ -297,6 +297,8 @@ def _rebuild(response: aiohttp.ClientResponse, body: bytes) -> InferHubError:
         error.message += f" (request {request_id[:100]})"
     wait_s = response.headers.get("retry-after", "")
     error.retry_after_s = float(wait_s) if wait_s.isdigit() else None
+    reason = response.headers.get("x-inferhub-reason", "")
+    error.reason = reason if reason in errors.REASONS else error.reason
     return error
 
 

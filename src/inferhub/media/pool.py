@@ -266,14 +266,18 @@ class MediaPool:
         if self._is_closed:
             raise Draining("Media are not decoded any more: the server is leaving.")
         if room.locked() and self._waiting >= self._limits.waiting:
-            raise Overloaded("Too many sounds and pictures wait to be decoded.", retry_after_s=1.0)
+            raise Overloaded(
+                "Too many sounds and pictures wait to be decoded.", retry_after_s=1.0, reason="media_full"
+            )
         self._waiting += 1
         try:
             async with asyncio.timeout(self._limits.wait_s):
                 await room.acquire()
         except TimeoutError:
             raise Overloaded(
-                "Other sounds and pictures took too long to be decoded.", retry_after_s=1.0
+                "Other sounds and pictures took too long to be decoded.",
+                retry_after_s=1.0,
+                reason="media_full",
             ) from None
         finally:
             self._waiting -= 1
