@@ -66,11 +66,10 @@ def test_every_command_has_examples_and_json(name: str) -> None:
 
 def test_serve_has_a_flag_for_every_setting_that_it_reads() -> None:
     flags = {parameter.name for parameter in COMMANDS["inferhub serve"].params}
-    expected = set(
-        setting_names(
-            without=("worker", "worker_listen", "worker_token_file", "worker_refresh_s", "processes")
-        )
-    )
+    of_others = ("worker", "worker_listen", "worker_token_file", "worker_refresh_s", "processes")
+    of_a_fleet = ("advertise", "orchestrator", "orchestrator_listen", "fleet_url", "launcher")
+    of_its_tls = ("fleet_cert_file", "fleet_key_file", "fleet_ca_file")
+    expected = set(setting_names(without=(*of_others, *of_a_fleet, *of_its_tls)))
     assert expected <= flags
     assert not {"pepper", "worker_token"} & flags, "secrets do not belong on a command line"
 

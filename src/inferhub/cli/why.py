@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -44,7 +44,7 @@ def why(
     *,
     json: Json = False,
 ) -> None:
-    """Explain why a call went where it went: who was compared, by what, and how each attempt ended.
+    """Explain why a call went where it went.
 
     A gateway process remembers its last 10,000 calls, and forgets them when it ends. Needs an admin's key.
     """
@@ -111,13 +111,18 @@ def _choice(step: Mapping[str, Any]) -> Iterator[str]:
 
 def _others(step: Mapping[str, Any]) -> Iterator[str]:
     """Who was not compared, and why."""
-    compared = len(step["candidates"]) + len(step["too_busy"]) + len(step["not_well"])
+    compared = sum(len(step[kind]) for kind in ("candidates", "too_busy", "would_wait", "not_well"))
     if step["endpoints"] > compared:
         yield f"Compared {compared} of {step['endpoints']} endpoints."
     if step["too_busy"]:
-        busy = ", ".join(f"{one['endpoint']} ({one['pending_s']:.1f} s)" for one in step["too_busy"])
-        yield f"Too much to do, more than {step['gate_s']:.1f} s: {busy}."
+        yield f"Too much to do, more than {step['gate_s']:.1f} s: {_pending(step['too_busy'])}."
+    if step["would_wait"]:
+        yield f"No free slot, while another had one: {_pending(step['would_wait'])}."
     if step["not_well"]:
         yield f"Not asked, because full, failing, or tried before: {', '.join(step['not_well'])}."
     for reason, count in step["left_out"].items():
         yield f"Left out by {reason}: {count}."
+
+
+def _pending(some: Sequence[Mapping[str, Any]]) -> str:
+    return ", ".join(f"{one['endpoint']} ({one['pending_s']:.1f} s)" for one in some)
