@@ -53,10 +53,12 @@ class Busy:
     """An endpoint with so many calls."""
 
     def __init__(self, calls: int) -> None:
-        self.calls = calls
+        self.load = self.in_flight = calls
+        self.pending_cost = 0.0
+        self.sure = 0
 
     def pending_s(self, now_s: float, s_per_cost: float, s_per_call: float, caller: Caller) -> float | None:
-        return self.calls * s_per_call
+        return self.load * s_per_call
 
 
 def by_score(facts: Mapping[Key, Facts], random: Random) -> Callable[..., Sequence[Endpoint]]:

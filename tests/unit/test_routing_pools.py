@@ -334,6 +334,15 @@ def test_the_notes_are_bounded_by_number_and_by_memory() -> None:
     assert small.decisions.of("nobody's") == []
 
 
+def test_who_has_no_free_slot_is_told_apart_from_who_has_too_much_to_do() -> None:
+    world = World([endpoint("a", running=100, pending_cost=1.0), endpoint("b", running=99, pending_cost=1.0)])
+    call = world.call()
+    assert getattr(world.go(call), "endpoint", None) is world.endpoints[1]
+    choice = world.decisions.of(call.id)[0]["steps"][0]
+    assert [one["endpoint"] for one in choice["would_wait"]] == ["a"]
+    assert (choice["too_busy"], choice["gate_s"]) == ([], None)
+
+
 def test_a_call_without_a_choice_is_noted_too() -> None:
     world = World([endpoint("a")])
     call = world.call()

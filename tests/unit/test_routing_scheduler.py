@@ -20,9 +20,11 @@ from inferhub.routing.breaker import BreakerLimits
 from inferhub.routing.concurrency import Caller
 from inferhub.routing.condition import Condition
 from inferhub.routing.filters import gate_s, may_go_there
+from inferhub.routing.pickers import sample as sample_of
 from inferhub.routing.prefix import MARKS
-from inferhub.routing.scheduler import SCORE, SUSPECT, Ask, Decision, Pool, decide, ranked, row_of
+from inferhub.routing.scheduler import SUSPECT, Ask, Decision, Pool, decide, ranked, row_of
 from inferhub.routing.scorers import BY_ENDPOINT, pending, prefix, session
+from inferhub.routing.verdict import SCORE
 
 CHAT = (Capability("chat", frozenset({"stream"})),)
 STILL = Scheduling(explore=0.0)
@@ -42,10 +44,11 @@ def endpoint(
     s_per_cost: float = 0.0,
     used: float | None = None,
     suspect: bool = False,
+    slots: int = 4,
     **labels: str,
 ) -> Endpoint:
     model = ModelStatus(
-        ModelSpec("m#1", "echo", device=wanted),
+        ModelSpec("m#1", "echo", device=wanted, slots=slots),
         CHAT,
         device,
         loaded=loaded,
@@ -58,8 +61,12 @@ def endpoint(
 class Fixed:
     """A load that does not move; None: not well."""
 
-    def __init__(self, seconds: float | None) -> None:
+    pending_cost = 0.0
+    in_flight = sure = 0
+
+    def __init__(self, seconds: float | None, load: int = 0) -> None:
         self.seconds = seconds
+        self.load = load
 
     def pending_s(self, now_s: float, s_per_cost: float, s_per_call: float, caller: Caller) -> float | None:
         return self.seconds
@@ -118,11 +125,11 @@ def test_a_term_of_an_endpoint(name: str, where: Endpoint, expected: float | Non
 
 
 def test_the_terms_of_a_call() -> None:
-    assert prefix.terms({"a": 2}, 0) == (None, {}), "a prompt too short to compare"
-    usual, known = prefix.terms({"a": 4, "b": 2}, 4)
-    assert (usual, known["a"], known["b"]) == (0.0, 1.0, MARKS[1] / MARKS[3])
-    assert session.terms(None) == (None, {})
-    assert session.terms("a") == (0.0, {"a": 1.0})
+    assert prefix.terms(0) is None, "a prompt too short to compare"
+    known = prefix.terms(4)
+    assert known is not None
+    assert (known[0], known[2], known[4], known[5]) == (0.0, MARKS[1] / MARKS[3], 1.0, 1.0)
+    assert [session.term("a", owner) for owner in (None, "a", "b")] == [None, 1.0, 0.0]
     assert [pending.term(s, 4.0) for s in (0.0, 1.0, 4.0)] == [1.0, 0.75, 0.0]
     assert pending.term(0.0, 0.0) == 1.0, "nobody has anything to do"
 
@@ -162,7 +169,8 @@ def test_equals_take_turns_by_chance_and_the_same_seed_chooses_the_same() -> Non
 
 
 def test_unlike_machines_compare_in_seconds_with_the_call_itself() -> None:
-    quick, slow = endpoint("quick", s_per_cost=0.001), endpoint("slow", s_per_cost=0.01)
+    quick = endpoint("quick", s_per_cost=0.001, slots=16)
+    slow = endpoint("slow", s_per_cost=0.01, slots=16)
     rows = [row_of(e, Condition(BreakerLimits()), STILL) for e in (quick, slow)]
     pool = Pool.build(rows, STILL)
     for _ in range(9):
@@ -201,7 +209,7 @@ def test_a_burst_on_stale_reports_is_spread_by_what_each_can_do(speeds: tuple[fl
     random = Random(seed)
     conditions = [Condition(BreakerLimits()) for _ in speeds]
     for condition in conditions:
-        condition.room.size(condition.room.limit.bounds._replace(sure=1000, slots=1000, ceiling=1000))
+        condition.size(condition.room.limit.bounds._replace(sure=1000, slots=1000, ceiling=1000))
         condition.reported(
             3, 300.0
         )  # of other gateways, and the same all along: the burst is quicker than reports
@@ -214,7 +222,7 @@ def test_a_burst_on_stale_reports_is_spread_by_what_each_can_do(speeds: tuple[fl
     for call, cost in enumerate(costs):
         decision = decide(pool, Ask(0.0, cost), random)
         assert decision is not None
-        conditions[pool.places[decision.endpoint.id]].began(call, 0.0, cost)
+        conditions[rows.index(pool.by_id[decision.endpoint.id])].began(call, 0.0, cost)
     seconds = [c.cost_in_flight * row.s_per_cost for c, row in zip(conditions, rows, strict=True)]
     assert worked(seconds, speeds) <= 1.3
 
@@ -236,6 +244,87 @@ def test_affinity_is_kept_among_those_who_are_left() -> None:
         decision = chosen(pool, ask, seed)
         assert decision.endpoint.id == "knows half"
         assert [id_ for id_, _ in decision.verdict.gated] == ["busy"]
+
+
+# The free slot.
+
+_HELD = {"a": 4, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("loads", "suspects", "expected", "waiting"),
+    [
+        ((0, 0, 0), "", "a", ""),
+        ((3, 4, 4), "", "a", "bc"),
+        ((4, 0, 4), "", "b", "ac"),
+        ((5, 4, 0), "", "c", "ab"),
+        ((4, 4, 4), "", "a", ""),
+        ((4, 4, 0), "c", "a", ""),
+        ((4, 0, 0), "c", "b", "a"),
+        ((4, 0, 0), "bc", "a", ""),
+        ((0, 4, 4), "a", "b", ""),
+    ],
+    ids=[
+        "nobody would wait",
+        "who knows the prompt is free",
+        "half of the prompt is worth more than a queue",
+        "so is nothing of it",
+        "all would wait: the prompt decides again",
+        "the free slot of a suspect is no reason",
+        "a suspect with a free slot stays in",
+        "nor of two of them",
+        "nor where it knows the prompt",
+    ],
+)
+def test_a_warm_prompt_is_not_worth_a_queue_where_another_could_begin(
+    loads: tuple[int, int, int], suspects: str, expected: str, waiting: str
+) -> None:
+    rows = [
+        row_of(endpoint(id_, suspect=id_ in suspects), Fixed(1.0, load), STILL)
+        for id_, load in zip("abc", loads, strict=True)
+    ]
+    pool, ask = Pool.build(rows, STILL), Ask(0.0, total=4, held=_HELD)
+    decision = chosen(pool, ask)
+    assert decision.endpoint.id == expected
+    assert "".join(id_ for id_, _ in decision.verdict.queued) == waiting
+    assert {one[0] for one in decision.verdict.scored} == set("abc") - set(waiting)
+    order = [row.id for row in ranked(pool, ask, Random(0))]
+    assert order[0] == expected
+    assert set(order[3 - len(waiting) :]) == set(waiting)
+
+
+def test_who_has_too_much_to_do_has_no_say_about_free_slots() -> None:
+    loads = {"idle": Fixed(0.0, 4), "next": Fixed(1.0, 4), "behind": Fixed(9.0, 0)}
+    pool = Pool.build([row_of(endpoint(id_), load, STILL) for id_, load in loads.items()], STILL)
+    decision = chosen(pool, Ask(0.0, total=4, held={"next": 4}))
+    assert decision.endpoint.id == "next"
+    assert ([id_ for id_, _ in decision.verdict.gated], decision.verdict.queued) == (["behind"], ())
+    assert [row.id for row in ranked(pool, Ask(0.0, total=4, held={"next": 4}), Random(0))] == [
+        "next",
+        "idle",
+        "behind",
+    ]
+
+
+def test_a_sessions_own_endpoint_does_not_let_it_wait_for_a_slot_either() -> None:
+    some = [endpoint(f"w{i}") for i in range(4)]
+    ask = Ask(0.0, session="t/s", sticks=True)
+    home = chosen(pool_of(*((e, 1.0) for e in some)), ask).endpoint.id
+    rows = [row_of(e, Fixed(1.0, 4 if e.id == home else 3), STILL) for e in some]
+    pool = Pool.build(rows, STILL, ring=lambda: Ring([e.id for e in some]))
+    assert chosen(pool, ask).endpoint.id != home
+    assert ranked(pool, ask, Random(0))[-1].id == home
+
+
+@pytest.mark.parametrize(
+    ("slots", "load", "waits"), [(0, 7, False), (0, 8, True), (2, 1, False), (2, 2, True)]
+)
+def test_slots_that_nobody_announced_are_taken_for_eight(slots: int, load: int, *, waits: bool) -> None:
+    rows = [
+        row_of(endpoint("a", slots=slots), Fixed(0.0, load), STILL),
+        row_of(endpoint("b"), Fixed(0.0), STILL),
+    ]
+    assert bool(chosen(Pool.build(rows, STILL)).verdict.queued) is waits
 
 
 def test_a_prompt_that_nobody_knows_goes_to_the_least_pending() -> None:
@@ -297,6 +386,16 @@ def test_a_few_calls_explore_but_never_a_suspect() -> None:
 def test_a_new_endpoint_gets_calls() -> None:
     pool = pool_of((endpoint("old", s_per_cost=0.01), 1.0), (endpoint("new"), 0.0))
     assert chosen(pool).endpoint.id == "new"
+
+
+def test_a_sample_is_of_different_ones_and_everybody_is_as_likely() -> None:
+    random, seen = Random(1), Counter[int]()
+    for _ in range(20_000):
+        some = sample_of((*range(50), *range(50)), 8, random)
+        assert len(set(some)) == 8
+        seen.update(some)
+    assert set(seen) == set(range(50))
+    assert max(seen.values()) < 1.15 * min(seen.values())
 
 
 # Filters.
@@ -379,10 +478,14 @@ def test_it_never_picks_who_is_out_and_every_term_is_between_0_and_1(
         return
     assert decision.endpoint.id in well
     verdict = decision.verdict
-    gated = {id_ for id_, _ in verdict.gated}
+    gated = {id_ for id_, _ in (*verdict.gated, *verdict.queued)}
     assert decision.endpoint.id not in gated
     assert well.isdisjoint(verdict.skipped)
-    for id_, by_endpoint, seconds, read, soon, home, _ in verdict.scored:
+    weights, factors = scheduling.weights, {row.id: row.factor for row in pool.rows}
+    for id_, by_endpoint, seconds, read, soon, home, score_ in verdict.scored:
+        base = sum(getattr(weights, n) * t for n, t in zip(BY_ENDPOINT, by_endpoint, strict=True))
+        total = base + weights.prefix * read + weights.pending * soon + weights.session * home
+        assert score_ == pytest.approx(factors[id_] * total), "what is told is what was gone by"
         assert id_ in well - gated
         assert seconds >= 0
         for term in (*by_endpoint, read, soon, home):

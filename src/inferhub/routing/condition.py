@@ -16,7 +16,7 @@ from inferhub.core.traffic import Cause
 from inferhub.routing import breaker as breakers
 from inferhub.routing.breaker import Breaker, BreakerLimits
 from inferhub.routing.causes import Blame, blame_of, cause_of, rest_s
-from inferhub.routing.concurrency import Caller
+from inferhub.routing.concurrency import Bounds, Caller
 from inferhub.routing.history import History, predict_first_token_s
 from inferhub.routing.room import Room
 
@@ -58,17 +58,20 @@ class Facts:
     """How long half of the calls that have no content yet have waited for it: a prediction cannot be less."""
 
 
+_NO_REST: tuple[float, Standing, Cause | None] = (0.0, Standing.WELL, None)
+
+
 class Condition:
     __slots__ = (
         "_breaker", "_foreign", "_foreign_cost", "_history", "_limits", "_peak", "_peak_cost", "_rest",
-        "_told_s", "_waiting", "cost_in_flight", "in_flight", "room",
+        "_told_s", "_waiting", "cost_in_flight", "in_flight", "load", "pending_cost", "room", "sure",
     )  # fmt: skip
 
     def __init__(self, limits: BreakerLimits) -> None:
         self._limits = limits
         self._history = History()
         self._breaker: Breaker = breakers.CLOSED
-        self._rest: tuple[float, Standing, Cause | None] = (0.0, Standing.WELL, None)
+        self._rest = _NO_REST
         self._waiting: dict[int, float] = {}
         """Trial → when it began; those without content, oldest first."""
         self._foreign = 0
@@ -80,14 +83,21 @@ class Condition:
         self.cost_in_flight = 0.0
         self._told_s = 0.0
         """Depth that came with a refusal; until the next report says better."""
+        self.load = 0
+        """All calls there: of this process, and of others."""
+        self.pending_cost = 0.0
+        """Theirs."""
+        self.sure = self.room.sure
+        """While fewer calls of this process are there, it is well, and `load` and `pending_cost` say all of
+        it; 0 where `pending_s` has to be asked. The scheduler looks at this for every candidate."""
 
     @property
     def breaker(self) -> Breaker:
         return self._breaker
 
-    @property
-    def load(self) -> int:
-        return self.in_flight + self._foreign
+    def size(self, bounds: Bounds) -> None:
+        self.room.size(bounds)
+        self._note_well()
 
     def reported(self, running: int, pending_cost: float = 0.0) -> None:
         """A worker's report of all its calls, each report once. It is late, and has calls that ended since:
@@ -97,22 +107,25 @@ class Condition:
         self._foreign_cost = max(0.0, pending_cost - self._peak_cost)
         self._peak_cost = self.cost_in_flight
         self._told_s = 0.0
+        self._note_well()
+        self._weigh()
 
     def pending_s(
         self, now_s: float, s_per_cost: float, s_per_call: float, caller: Caller = ANYBODY
     ) -> float | None:
         """How long what waits and runs there will take: all that was reported, and what this process sent
-        since. None where it is not well. Asked for every candidate of a call, so it is in one piece."""
+        since. None where it is not well."""
         if self._rest[0] > now_s:
             return None
-        breaker, own = self._breaker, self.in_flight
+        if self._rest is not _NO_REST:
+            self._rest = _NO_REST
+            self._note_well()
+        breaker = self._breaker
         if breaker is not breakers.CLOSED and not breakers.may_ask(breaker, now_s):
             return None
-        if own >= self.room.sure and not self.room.has_place(caller, now_s):
+        if self.in_flight >= self.room.sure and not self.room.has_place(caller, now_s):
             return None
-        cost = self.cost_in_flight + self._foreign_cost
-        pending_s = cost * s_per_cost + (own + self._foreign) * s_per_call
-        return pending_s if pending_s > self._told_s else self._told_s
+        return max(self.pending_cost * s_per_cost + self.load * s_per_call, self._told_s)
 
     def may_take(self, caller: Caller, now_s: float) -> bool:
         """Whether this process may give it one more such call."""
@@ -152,6 +165,7 @@ class Condition:
         self._peak = max(self._peak, self.in_flight)
         self.cost_in_flight += cost
         self._peak_cost = max(self._peak_cost, self.cost_in_flight)
+        self._weigh()
         self._waiting[trial] = now_s
         before, self._breaker = self._breaker, breakers.asked(self._breaker, now_s)
         return self._breaker.is_probing and not before.is_probing
@@ -166,6 +180,7 @@ class Condition:
         self.in_flight -= 1
         # Sums of fractions leave a rest behind, which must not stay.
         self.cost_in_flight = self.cost_in_flight - cost if self.in_flight else 0.0
+        self._weigh()
         self._waiting.pop(trial, None)
 
     def succeeded(self, now_s: float, *, is_probe: bool) -> None:
@@ -174,6 +189,7 @@ class Condition:
             self._breaker = breakers.probe_succeeded(self._breaker, self._limits)
             if self._breaker is breakers.CLOSED:
                 self._history.forgive()
+                self._note_well()
 
     def failed(
         self, error: InferHubError, now_s: float, chance: Callable[[], float], *, is_probe: bool
@@ -188,12 +204,14 @@ class Condition:
             else:
                 tally = self._history.tally(now_s)
                 self._breaker = breakers.failed(self._breaker, tally, self._limits, now_s, chance())
+            self._note_well()
             return
         if blame is not Blame.NOTHING:
             standing = Standing.LIMITED if blame is Blame.LIMITED else Standing.FULL
             self._rest = max(
                 self._rest, (now_s + rest_s(error), standing, cause_of(error)), key=lambda r: r[0]
             )
+        self._note_well()
         if is_probe:
             self.abandoned(is_probe=True)
 
@@ -201,6 +219,14 @@ class Condition:
         """A call that ended without saying anything about the endpoint."""
         if is_probe:
             self._breaker = breakers.probe_ended(self._breaker)
+
+    def _weigh(self) -> None:
+        self.load = self.in_flight + self._foreign
+        self.pending_cost = self.cost_in_flight + self._foreign_cost
+
+    def _note_well(self) -> None:
+        is_well = self._breaker is breakers.CLOSED and self._rest is _NO_REST and not self._told_s
+        self.sure = self.room.sure if is_well else 0
 
     def _waited_s(self, now_s: float) -> float:
         if not self._waiting:

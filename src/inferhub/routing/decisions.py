@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 from inferhub.core.call import Call
 from inferhub.routing.choose import Candidate
-from inferhub.routing.scheduler import SCORE, Scored, Verdict
 from inferhub.routing.scorers import BY_ENDPOINT
+from inferhub.routing.verdict import SCORE, Scored, Verdict
 
 MAX_CALLS = 10_000
 MAX_BYTES = 16 * 1024**2
@@ -96,7 +96,7 @@ class Decisions:
         else:
             endpoint = candidate.endpoint.id
             step = Choice(after_s, candidate.model, endpoint, cause, candidate.why, verdict)
-        self._add(trace, step, _STEP_BYTES + (_CANDIDATE_BYTES * len(verdict.scored) if verdict else 0))
+        self._add(trace, step, _STEP_BYTES + (_CANDIDATE_BYTES * len(verdict.told) if verdict else 0))
 
     def ended(self, trace: Trace, now_s: float, endpoint: str, outcome: str) -> None:
         self._add(trace, End(now_s - trace.begun_s, endpoint, outcome), _STEP_BYTES)
@@ -165,6 +165,7 @@ def _verdict(verdict: Verdict) -> Mapping[str, Any]:
         "not_well": list(verdict.skipped),
         "gate_s": verdict.gate_s,
         "too_busy": [{"endpoint": id_, "pending_s": round(s, 3)} for id_, s in verdict.gated],
+        "would_wait": [{"endpoint": id_, "pending_s": round(s, 3)} for id_, s in verdict.queued],
         "weights": {name: getattr(weights, name) for name in (*BY_ENDPOINT, "prefix", "pending", "session")},
         "candidates": [_candidate(one) for one in sorted(verdict.scored, key=lambda s: -s[SCORE])],
     }

@@ -327,7 +327,7 @@ class Journey:
         if self._needs is None:
             call = self.call
             asked = modalities()[call.modality].requires(call.request)
-            self._needs = frozenset(asked).union(call.native.needs if call.native is not None else ())
+            self._needs = frozenset(asked if call.native is None else (*asked, *call.native.needs))
         return self._needs
 
     def _cost_nano_usd(self, model: str) -> int:

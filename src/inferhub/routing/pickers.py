@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from random import Random
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def sample(count: int, size: int, known: Iterable[int], random: Random) -> Iterable[int]:
-    """Places to look at: all of few; of many the `known` ones and `size` others at random."""
-    places = set(known)
-    wanted = size + len(places)
-    if count <= wanted:
-        return range(count)
+def sample(circle: Sequence[T], size: int, random: Random) -> Sequence[T]:
+    """Any `size` different ones of those who are twice in the `circle`: steps of any length from anywhere,
+    never more than once around. Two numbers by chance instead of one for each; everybody is as likely."""
+    count = len(circle) // 2
     chance = random.random
-    while len(places) < wanted:
-        places.add(int(chance() * count))
-    return places
+    first, step = int(chance() * count), 1 + int(chance() * (count // size))
+    return circle[first : first + size * step : step]
 
 
 def best(options: Sequence[T], scores: Sequence[float], random: Random) -> T:

@@ -33,6 +33,8 @@ class Pools:
         self.rows: Mapping[Key, Row] = {}
         self._pools: dict[_Kind, Pool] = {}
         self._rings: dict[str, tuple[tuple[str, ...], Ring]] = {}
+        self._current: dict[str, Ring] = {}
+        """Those of `_rings` that are known to be of this revision."""
         self._forbidden: dict[str, int] = {}
         self.scheduling = scheduling()
         self.prefixes = PrefixIndex()
@@ -59,6 +61,7 @@ class Pools:
                 rows[key] = row_of(endpoint, condition, scheduling, self._region)
         self.rows = rows
         self._pools.clear()
+        self._current.clear()
         self.prefixes.keep(rows.keys())
         for model in self._rings.keys() - endpoints.keys():
             del self._rings[model]
@@ -85,11 +88,14 @@ class Pools:
         return Pool.build(rows, self.scheduling, left_out, partial(self._ring, model))
 
     def _ring(self, model: str) -> Ring:
-        ids = tuple([endpoint.id for endpoint in self.endpoints.get(model, ())])
-        known = self._rings.get(model)
-        if known is None or known[0] != ids:
-            known = self._rings[model] = ids, Ring(ids)
-        return known[1]
+        ring = self._current.get(model)
+        if ring is None:
+            ids = tuple([endpoint.id for endpoint in self.endpoints.get(model, ())])
+            known = self._rings.get(model)
+            if known is None or known[0] != ids:
+                known = self._rings[model] = ids, Ring(ids)
+            ring = self._current[model] = known[1]
+        return ring
 
     def _allowed(self, endpoints: Endpoints) -> Endpoints:
         self._forbidden.clear()
@@ -108,7 +114,7 @@ class Pools:
         condition.reported(model.running + model.queued, model.pending_cost)
         spec = model.spec
         is_remote = model.device == "remote"
-        condition.room.size(bounds_of(spec.slots, spec.queue_limit, spec.max_batch, is_remote=is_remote))
+        condition.size(bounds_of(spec.slots, spec.queue_limit, spec.max_batch, is_remote=is_remote))
         self.prefixes.told(endpoint.id, model.prefixes, model.spec.name)
 
 

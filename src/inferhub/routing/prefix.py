@@ -124,8 +124,15 @@ class PrefixIndex:
             ids = self._told.get(prefix)
             if ids is None:
                 continue
-            for id_ in ids if len(ids) <= most else random.sample(ids, most):
+            for id_ in ids if len(ids) <= most else _some(ids, most, random):
                 found.setdefault(id_, matched)
             if len(found) >= most:
                 break
         return found
+
+
+def _some(ids: tuple[str, ...], most: int, random: Random) -> tuple[str, ...]:
+    """So many neighbours, around the end."""
+    first = int(random.random() * len(ids))
+    some = ids[first : first + most]
+    return some if len(some) == most else some + ids[: most - len(some)]

@@ -6,20 +6,22 @@ It knows nothing of routes (`choose`), remembers nothing, and asks nobody.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from random import Random
 from statistics import median
-from typing import Final, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from inferhub.core.scheduling import Scheduling
 from inferhub.core.serving import Endpoint
 from inferhub.routing.affinity import Ring
-from inferhub.routing.concurrency import Caller
+from inferhub.routing.concurrency import Caller, bounds_of
 from inferhub.routing.condition import ANYBODY, Key, key_of
 from inferhub.routing.filters import gate_s
 from inferhub.routing.pickers import best, sample
-from inferhub.routing.scorers import BY_ENDPOINT, NEUTRAL, pending, prefix, session
+from inferhub.routing.scorers import BY_ENDPOINT, NEUTRAL, prefix
+from inferhub.routing.verdict import Told, Verdict
 
 ASSUMED_S_PER_CALL = 0.25
 """What a call counts while no endpoint of a model has measured anything: the gate then means eight calls."""
@@ -33,31 +35,37 @@ _ROUNDS = 4
 class Load(Protocol):
     """How busy an endpoint is by the latest knowledge, and the only thing here that moves: a `Condition`."""
 
-    @property
-    def load(self) -> int:
-        """Calls that wait or run there."""
+    load: int
+    """Calls that wait or run there."""
+    pending_cost: float
+    """Theirs."""
+    in_flight: int
+    """Those of this process."""
+    sure: int
+    """While `in_flight` is less, it is well and the numbers above say all; else `pending_s` is asked."""
 
     def pending_s(self, now_s: float, s_per_cost: float, s_per_call: float, caller: Caller) -> float | None:
         """None where it is not well: resting, full, or behind an open breaker."""
 
 
-class Row(NamedTuple):
-    """An endpoint as of one report."""
+@dataclass(slots=True, eq=False)
+class Row:
+    """An endpoint as of one report. Never changed; not frozen, because a large fleet makes many a second."""
 
     id: str
     endpoint: Endpoint
     key: Key
     load: Load
-    terms: tuple[float, ...]
-    """Those of `BY_ENDPOINT`, in its order."""
     base: float
-    """What they come to with their weights."""
+    """What the terms of `BY_ENDPOINT` come to with their weights."""
     s_per_cost: float
     """0 where it is not known."""
     factor: float
     """Of the whole score."""
     slots: int
     """How many calls run at once; further ones wait."""
+    told: Told
+    """What is kept of it for `inferhub why`."""
 
 
 def row_of(endpoint: Endpoint, load: Load, scheduling: Scheduling, region: str = "") -> Row:
@@ -68,9 +76,11 @@ def row_of(endpoint: Endpoint, load: Load, scheduling: Scheduling, region: str =
         terms.append(value)
         base += getattr(scheduling.weights, name) * value
     factor = SUSPECT if endpoint.is_suspect else 1.0
-    key, s_per_cost = key_of(endpoint), endpoint.model.s_per_cost
-    slots = endpoint.model.spec.slots
-    return Row(endpoint.id, endpoint, key, load, tuple(terms), base, s_per_cost, factor, slots)
+    spec = endpoint.model.spec
+    slots = bounds_of(spec.slots, spec.queue_limit, spec.max_batch).slots
+    told = endpoint.id, tuple(terms)
+    s_per_cost = endpoint.model.s_per_cost
+    return Row(endpoint.id, endpoint, key_of(endpoint), load, base, s_per_cost, factor, slots, told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +89,7 @@ class Pool:
 
     rows: tuple[Row, ...]
     scheduling: Scheduling
-    places: Mapping[str, int]
-    """Endpoint id → place in `rows`."""
+    by_id: Mapping[str, Row]
     usual_s_per_cost: float
     """Of those that have measured it, the middle: who is new is taken to be no different."""
     s_per_call: float
@@ -89,6 +98,8 @@ class Pool:
     """Reason → how many endpoints of the model are not in this pool for it."""
     ring: Callable[[], Ring] | None = None
     """Whose a session is. Made when the first session asks."""
+    circle: tuple[Row, ...] = ()
+    """Where there are more rows than are compared: all of them twice, so that a slice goes around."""
 
     @classmethod
     def build(
@@ -102,11 +113,12 @@ class Pool:
         return cls(
             tuple(rows),
             scheduling,
-            {row.id: place for place, row in enumerate(rows)},
+            {row.id: row for row in rows},
             median(measured) if measured else 0.0,
             0.0 if measured else ASSUMED_S_PER_CALL,
             left_out,
             ring,
+            (*rows, *rows) if len(rows) > scheduling.sample else (),
         )
 
 
@@ -127,32 +139,6 @@ class Ask:
     caller: Caller = ANYBODY
 
 
-Scored = tuple[str, tuple[float, ...], float, float, float, float, float]
-"""One candidate's figures, kept for `inferhub why`: id, its terms of `BY_ENDPOINT`, pending seconds, the
-terms `prefix`, `pending` and `session`, and the score. A plain tuple: eight are made for every call."""
-SCORE: Final = 6
-_Seen = Sequence[tuple[Row, float]]
-"""With the seconds after which it would be done."""
-
-
-class Verdict(NamedTuple):
-    """Everything that a choice was made by; without the endpoints, whose reports would pile up."""
-
-    id: str
-    reason: str
-    """`best`, `explored`, or `session`."""
-    scored: Sequence[Scored]
-    gate_s: float | None
-    gated: Sequence[tuple[str, float]]
-    """Who had too much to do, and how many seconds of it."""
-    skipped: Sequence[str]
-    """Who was looked at and was not well, or had been tried."""
-    size: int
-    """Endpoints of the pool."""
-    left_out: tuple[tuple[str, int], ...]
-    scheduling: Scheduling
-
-
 class Decision(NamedTuple):
     endpoint: Endpoint
     verdict: Verdict
@@ -165,29 +151,31 @@ def decide(pool: Pool, ask: Ask, random: Random) -> Decision | None:
     sure looks at them all (`ranked`).
     """
     scheduling = pool.scheduling
-    owner = _owner(pool, ask)
-    seen, skipped = _looked_at(pool, ask, owner, random)
-    if not seen:
+    owner = _owner(pool, ask) if ask.session else None
+    rows, pending_s, skipped = _looked_at(pool, ask, owner, random)
+    if not rows:
         return None
-    gate = gate_s([pair[1] for pair in seen], scheduling)
     gated: Sequence[tuple[str, float]] = ()
+    queued: Sequence[tuple[str, float]] = ()
+    gate = gate_s(pending_s, scheduling)
     if gate is not None:
-        gated = [(row.id, pending_s) for row, pending_s in seen if pending_s > gate]
-        seen = [pair for pair in seen if pair[1] <= gate]
-    if len(seen) > 1:
-        # A warm prompt is not worth a queue where somebody else could begin at once.
-        free = [pair for pair in seen if pair[0].load.load < pair[0].slots and pair[0].factor == 1.0]
-        if free and len(free) < len(seen):
-            gated = [*gated, *((row.id, pending_s) for row, pending_s in seen if (row, pending_s) not in free)]
-            seen = free
-    scored = _scored(pool, ask, owner, seen)
-    reason, row = _picked(owner if ask.sticks else None, seen, scored, scheduling.explore, random)
+        rows, pending_s, gated = _parted(rows, pending_s, [s <= gate for s in pending_s])
+    has_slot = _have_slot(rows)
+    if has_slot is not None:
+        rows, pending_s, queued = _parted(rows, pending_s, has_slot)
+    scores = _scores(pool, ask, owner, rows, pending_s)
+    reason, row = _picked(owner if ask.sticks else None, rows, scores, scheduling.explore, random)
     verdict = Verdict(
-        row.id,
         reason,
-        scored,
+        [one.told for one in rows],
+        pending_s,
+        scores,
+        owner,
+        ask.held,
+        ask.total,
         gate,
         gated,
+        queued,
         skipped[:_MOST_SKIPPED],
         len(pool.rows),
         pool.left_out,
@@ -197,51 +185,69 @@ def decide(pool: Pool, ask: Ask, random: Random) -> Decision | None:
 
 
 def ranked(pool: Pool, ask: Ask, random: Random) -> Sequence[Row]:
-    """All who are well, the best first, then those who have too much to do. Looks at every endpoint."""
-    seen, _ = _asked(pool, ask, pool.rows)
-    if not seen:
+    """All who are well, the best first, then those where the call would have to wait for a slot, then those
+    who have too much to do. Looks at every endpoint."""
+    rows, pending_s, _ = _asked(pool, ask, pool.rows)
+    if not rows:
         return ()
-    gate = gate_s([pending_s for _, pending_s in seen], pool.scheduling)
-    owner = _owner(pool, ask) if ask.sticks else None
+    gate = gate_s(pending_s, pool.scheduling)
+    is_gated = [gate is not None and s > gate for s in pending_s]
+    has_slot = _have_slot([row for row, is_out in zip(rows, is_gated, strict=True) if not is_out])
+    owner = _owner(pool, ask)
+    home = owner if ask.sticks else None
     ranks = [
-        (gate is not None and pending_s > gate, row.id != owner, -one[SCORE], random.random())
-        for (row, pending_s), one in zip(seen, _scored(pool, ask, owner, seen), strict=True)
+        (is_out, has_slot is not None and row.load.load >= row.slots, row.id != home, -score, random.random())
+        for row, is_out, score in zip(rows, is_gated, _scores(pool, ask, owner, rows, pending_s), strict=True)
     ]
-    return [seen[i][0] for i in sorted(range(len(seen)), key=ranks.__getitem__)]
+    return [rows[i] for i in sorted(range(len(rows)), key=ranks.__getitem__)]
 
 
-def _looked_at(pool: Pool, ask: Ask, owner: str | None, random: Random) -> tuple[_Seen, Sequence[str]]:
-    """Those who are well among some at random, those that know the prompt, and the session's own; and the
-    ids of those who are not."""
-    rows, size = pool.rows, pool.scheduling.sample
-    if len(rows) <= size:
-        return _asked(pool, ask, rows)
-    places = pool.places
-    known = [places[id_] for id_ in ask.held if id_ in places]
-    if owner is not None:
-        known.append(places[owner])
+_Seen = tuple[Sequence[Row], Sequence[float], Sequence[str]]
+"""Those who are well, the seconds after which each would be done with this call too, and the ids of those
+who are not asked."""
+
+
+def _looked_at(pool: Pool, ask: Ask, owner: str | None, random: Random) -> _Seen:
+    """Some at random, those that know the prompt, and the session's own."""
+    if not pool.circle:
+        return _asked(pool, ask, pool.rows)
+    held, by_id = ask.held, pool.by_id
+    known = [by_id[id_] for id_ in held if id_ in by_id]
+    if owner is not None and owner not in held:
+        known.append(by_id[owner])
     for _ in range(_ROUNDS):
-        found = _asked(pool, ask, [rows[i] for i in sample(len(rows), size, known, random)])
-        if found[0]:
+        rows = sample(pool.circle, pool.scheduling.sample, random)
+        if known:
+            rows = [*known, *[row for row in rows if row.id not in held and row.id != owner]]
+        seen = _asked(pool, ask, rows)
+        if seen[0]:
             break
-    return found
+    return seen
 
 
-def _asked(pool: Pool, ask: Ask, rows: Sequence[Row]) -> tuple[_Seen, Sequence[str]]:
-    """When each of these would be done with this call too; and the ids of those who are not asked."""
+def _asked(pool: Pool, ask: Ask, rows: Iterable[Row]) -> _Seen:
+    # Most of a decision's time goes here; a call of `pending_s` for each would double it.
     now_s, cost, tried, caller = ask.now_s, ask.cost, ask.tried, ask.caller
     usual, s_per_call = pool.usual_s_per_cost, pool.s_per_call
-    seen, skipped = [], []
+    well: list[Row] = []
+    done_s: list[float] = []
+    skipped: list[str] = []
     for row in rows:
+        load = row.load
         s_per_cost = row.s_per_cost or usual
-        pending_s = None
-        if not tried or row.key not in tried:
-            pending_s = row.load.pending_s(now_s, s_per_cost, s_per_call, caller)
-        if pending_s is None:
+        if tried and row.key in tried:
             skipped.append(row.id)
+        elif load.in_flight < load.sure:
+            well.append(row)
+            done_s.append((load.pending_cost + cost) * s_per_cost + (load.load + 1) * s_per_call)
         else:
-            seen.append((row, pending_s + cost * s_per_cost + s_per_call))
-    return seen, skipped
+            pending_s = load.pending_s(now_s, s_per_cost, s_per_call, caller)
+            if pending_s is None:
+                skipped.append(row.id)
+            else:
+                well.append(row)
+                done_s.append(pending_s + cost * s_per_cost + s_per_call)
+    return well, done_s, skipped
 
 
 def _owner(pool: Pool, ask: Ask) -> str | None:
@@ -249,38 +255,82 @@ def _owner(pool: Pool, ask: Ask) -> str | None:
     if not ask.session or pool.ring is None:
         return None
     for id_ in pool.ring().owners(ask.session):
-        place = pool.places.get(id_)
-        if place is not None and _asked(pool, ask, (pool.rows[place],))[0]:
+        row = pool.by_id.get(id_)
+        if row is not None and _is_well(pool, ask, row):
             return id_
     return None
 
 
-def _scored(pool: Pool, ask: Ask, owner: str | None, seen: _Seen) -> Sequence[Scored]:
+def _is_well(pool: Pool, ask: Ask, row: Row) -> bool:
+    if row.key in ask.tried:
+        return False
+    load = row.load
+    if load.in_flight < load.sure:
+        return True
+    s_per_cost = row.s_per_cost or pool.usual_s_per_cost
+    return load.pending_s(ask.now_s, s_per_cost, pool.s_per_call, ask.caller) is not None
+
+
+def _have_slot(rows: Sequence[Row]) -> Sequence[bool] | None:
+    """Of each, whether the call could begin there at once; None where that is no reason to leave any out.
+
+    A warm prompt is not worth a queue where somebody else has a free slot: somebody who is no suspect.
+    """
+    has_slot = [row.load.load < row.slots for row in rows]
+    if all(has_slot) or not any(has_slot):
+        return None
+    if any(free and row.factor == 1.0 for free, row in zip(has_slot, rows, strict=True)):
+        return has_slot
+    return None
+
+
+def _parted(
+    rows: Sequence[Row], pending_s: Sequence[float], stays: Sequence[bool]
+) -> tuple[Sequence[Row], Sequence[float], Sequence[tuple[str, float]]]:
+    """Who stays, their seconds, and the ids and seconds of the others."""
+    return (
+        list(compress(rows, stays)),
+        list(compress(pending_s, stays)),
+        [(row.id, s) for row, s, is_in in zip(rows, pending_s, stays, strict=True) if not is_in],
+    )
+
+
+def _scores(
+    pool: Pool, ask: Ask, owner: str | None, rows: Sequence[Row], pending_s: Sequence[float]
+) -> Sequence[float]:
+    """The sum of the terms by their weights. What is the same for everybody is added once."""
     weights = pool.scheduling.weights
-    prefix_weight, pending_weight, session_weight = weights.prefix, weights.pending, weights.session
-    usual_prefix, prefixes = prefix.terms(ask.held, ask.total)
-    usual_session, sessions = session.terms(owner)
-    unread = NEUTRAL if usual_prefix is None else usual_prefix
-    away = NEUTRAL if usual_session is None else usual_session
-    most_s = max([pending_s for _, pending_s in seen])
-    scored = []
-    for row, pending_s in seen:
-        id_ = row.id
-        read, home, soon = prefixes.get(id_, unread), sessions.get(id_, away), pending.term(pending_s, most_s)
-        score = row.factor * (row.base + prefix_weight * read + pending_weight * soon + session_weight * home)
-        scored.append((id_, row.terms, pending_s, read, soon, home, score))
-    return scored
+    most_s = max(pending_s)
+    slope = weights.pending / most_s if most_s > 0 else 0.0
+    shares = prefix.terms(ask.total)
+    usual = weights.pending
+    if shares is None:
+        usual += weights.prefix * NEUTRAL
+    if owner is None:
+        usual += weights.session * NEUTRAL
+    if owner is None and (shares is None or not ask.held):
+        return [row.factor * (row.base + usual - slope * s) for row, s in zip(rows, pending_s, strict=True)]
+    held, for_prefix, for_session = ask.held, weights.prefix, weights.session
+    scores = []
+    for row, s in zip(rows, pending_s, strict=True):
+        id_, score = row.id, row.base + usual - slope * s
+        if shares is not None and id_ in held:
+            score += for_prefix * shares[held[id_]]
+        if id_ == owner:
+            score += for_session
+        scores.append(row.factor * score)
+    return scores
 
 
 def _picked(
-    home: str | None, seen: _Seen, scored: Sequence[Scored], explore: float, random: Random
+    home: str | None, rows: Sequence[Row], scores: Sequence[float], explore: float, random: Random
 ) -> tuple[str, Row]:
     """Why, and who; `home` takes the call whatever the others score."""
     if home is not None:
-        for row, _ in seen:
+        for row in rows:
             if row.id == home:
                 return "session", row
-    if len(seen) > 1 and random.random() < explore:
-        well = [pair for pair in seen if pair[0].factor == 1.0] or seen
-        return "explored", well[int(random.random() * len(well))][0]
-    return "best", best(seen, [one[SCORE] for one in scored], random)[0]
+    if len(rows) > 1 and random.random() < explore:
+        well = [row for row in rows if row.factor == 1.0] or rows
+        return "explored", well[int(random.random() * len(well))]
+    return "best", best(rows, scores, random)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from functools import cache
 
-from inferhub.routing.prefix import share
+from inferhub.routing.prefix import MARKS, share
 
 
-def terms(held: Mapping[str, int], total: int) -> tuple[float | None, Mapping[str, float]]:
-    """(everybody's term, that of those who differ). `held` says how many of the `total` hashes of a prompt
-    an endpoint has; a prompt that is too short to have any says nothing about anybody."""
+@cache
+def terms(total: int) -> Sequence[float] | None:
+    """The term of who has so many of the `total` hashes of a prompt, by their number. A prompt that is too
+    short to have any says nothing about anybody."""
     if not total:
-        return None, {}
-    return 0.0, {id_: share(matched, total) for id_, matched in held.items()}
+        return None
+    return tuple(share(matched, total) for matched in range(len(MARKS) + 1))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 
-
-def terms(owner: str | None) -> tuple[float | None, Mapping[str, float]]:
-    """(everybody's term, that of those who differ); a call without a session says nothing about anybody."""
-    return (None, {}) if owner is None else (0.0, {owner: 1.0})
+def term(id_: str, owner: str | None) -> float | None:
+    """A call without a session says nothing about anybody."""
+    return None if owner is None else float(id_ == owner)
