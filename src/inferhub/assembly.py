@@ -122,7 +122,7 @@ async def gateway(
     async with AsyncExitStack() as stack:
         near = {PROVIDERS: await _local(stack, settings, PROVIDERS)}
         if settings.orchestrator:
-            gathered = gather_registered(stack, settings, near)
+            gathered = await gather_registered(stack, settings, near)
         else:
             gathered = gather_polled(stack, settings, near, tuple(dict.fromkeys(settings.worker)))
         await _serve_http(

@@ -6,6 +6,7 @@ Called by assembly, which says where the workers are. What has to run is handed 
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import secrets
 import socket
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inferhub.backends import backend_class
-from inferhub.core.errors import SetupError
+from inferhub.core.errors import ServingError, SetupError
 from inferhub.core.fleet import ControlPlane, Progress
 from inferhub.gateway.fleet import Fleet
 from inferhub.hosting import memory_budget_bytes
@@ -31,6 +32,8 @@ from inferhub.transport.codec import Codec
 from inferhub.transport.reach import Reach
 from inferhub.transport.security import Credentials, Tls
 
+_log = logging.getLogger(__name__)
+
 Service = Callable[[], Coroutine[Any, Any, None]]
 """Something that a process runs until it is cancelled."""
 Figures = Callable[[], Mapping[str, Mapping[str, int]]]
@@ -42,6 +45,7 @@ PROVIDERS = "providers"
 """The one that reaches remote models: it lives beside each gateway."""
 
 _WORKER_MODULE = "inferhub.cli._worker_process"
+_INTRODUCE_EVERY_S = 0.5
 _EVERYWHERE = ("0.0.0.0", "[::]")  # noqa: S104 - only compared
 
 
@@ -76,10 +80,24 @@ def gather_polled(
     return _gathered(stack, settings, plane, reach, services=(plane.run,), expected=polled)
 
 
-def gather_registered(stack: AsyncExitStack, settings: Settings, near: Near) -> Gathered:
-    """Workers that register with the orchestrators of the setting `orchestrator`."""
+async def gather_registered(stack: AsyncExitStack, settings: Settings, near: Near) -> Gathered:
+    """Workers that register with the orchestrators of the setting `orchestrator`. Waits for one of these:
+    before it is told of a worker, a gateway has nothing to serve with. Raises `SetupError`."""
     reach = _reach(settings, credentials(settings), near)
-    return _gathered(stack, settings, control_client(stack, settings), reach)
+    gathered = _gathered(stack, settings, control_client(stack, settings), reach)
+    is_late = False
+    while True:
+        try:
+            await gathered.fleet.introduce()
+        except ServingError as error:
+            if not is_late:
+                _log.warning("waiting for an orchestrator: %s", error.message)
+            is_late = True
+            await asyncio.sleep(_INTRODUCE_EVERY_S)
+        else:
+            if is_late:
+                _log.info("an orchestrator answers")
+            return gathered
 
 
 async def gather_launched(

@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import socket
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from inferhub.testing.fleet import RunningFleet, running_fleet, spread_answers
-from inferhub.testing.servers import run_command, wait_for
+from inferhub.testing.fleet import QUICK, RunningFleet, running_fleet, spread_answers
+from inferhub.testing.servers import ready_hub, run_command, start_service, wait_for
 from inferhub.testing.steady import Steady
 
 SPEC = """
@@ -139,3 +140,19 @@ def test_a_gateway_that_knows_no_worker_says_how(tmp_path: Path) -> None:
     done = run_command("gateway", data_dir=tmp_path)
     assert done.exit_code != 0
     assert "--orchestrator" in done.stderr
+
+
+def test_an_orchestrator_may_be_started_last(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        # Bound and not listening: whoever connects is refused, and nobody else is given the port.
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        spec_file = tmp_path / "hub.yaml"
+        spec_file.write_text(SPEC, encoding="utf-8")
+        settings = {**QUICK, "orchestrator": address, "spec_file": spec_file}
+        gateway = start_service("gateway", tmp_path, settings)
+    with gateway, start_service("worker", tmp_path, {**QUICK, "orchestrator": address}):
+        wait_for(lambda: "waiting for an orchestrator" in gateway.stderr, 60, "the gateway to wait")
+        with start_service("orchestrator", tmp_path, {**QUICK, "orchestrator_listen": address}):
+            assert set(ready_hub("split", tmp_path, (gateway,)).models) == {"echo", "slow"}
+    assert gateway.stderr.count("waiting for an orchestrator") == 1

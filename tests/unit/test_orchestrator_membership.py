@@ -320,6 +320,14 @@ def test_the_brake_does_not_hold_for_ever() -> None:
     assert [m.worker.id for m in roll.members()] == ["w9"]
 
 
+def test_after_the_brake_was_released_it_is_not_put_on_for_nobody() -> None:
+    roll = roll_of(*map(worker, range(1, 10)))
+    live(roll, (9,), 0, 64)
+    changes = live(roll, (9,), 64, 80)
+    assert [what for what, _ in changes if what in ("braked", "released")] == ["released"]
+    assert not roll.is_braked
+
+
 def test_while_the_orchestrator_itself_was_away_nobody_was_silent() -> None:
     roll = roll_of(*map(worker, range(1, 10)))
     beat_all(roll, range(1, 10), 2, 1.0)

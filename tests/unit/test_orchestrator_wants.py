@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inferhub.core.errors import Overloaded
+from inferhub.core.errors import Invalid, Overloaded
 from inferhub.core.fleet import Deployment, Placement
 from inferhub.core.models import ModelSpec
 from inferhub.orchestrator.wants import MAX_HOLDERS, Wants
@@ -103,7 +103,7 @@ def test_there_is_a_limit_on_holders() -> None:
         said(wants, f"g{n}")
     said(wants, "g0", A)
     with pytest.raises(Overloaded):
-        wants.prepare("one more", (), 0.0)
+        wants.prepare("one_more", (), 0.0)
 
 
 def test_the_last_word_is_with_the_orchestrator_that_a_gateway_talks_to() -> None:
@@ -124,3 +124,22 @@ def test_the_last_word_is_with_the_orchestrator_that_a_gateway_talks_to() -> Non
     wants.told_others("g", (C,))
     assert wants.mine() == {}
     assert sorted(wants.union()) == ["c#1"]
+
+
+@pytest.mark.parametrize("name", ["", "g\0", "g 1", "g" * 64, "-g"])
+def test_a_gateway_with_a_name_that_no_store_can_keep_is_refused(name: str) -> None:
+    wants = Wants()
+    with pytest.raises(Invalid):
+        wants.prepare(name, (A,), 0.0)
+    with pytest.raises(Invalid):
+        wants.watches(name, 0.0)
+    assert wants.mine() == {}
+    assert wants.union() == {}
+
+
+@pytest.mark.parametrize("name", ["", "a\0#1", "a\x1b[31m#1", "a" * 300])
+def test_a_model_with_a_name_that_no_worker_may_report_is_not_wanted(name: str) -> None:
+    wants = Wants()
+    with pytest.raises(Invalid):
+        wants.prepare("g", (A, Deployment(ModelSpec(name, "echo"))), 0.0)
+    assert wants.union() == {}

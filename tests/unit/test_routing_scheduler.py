@@ -293,6 +293,17 @@ def test_a_warm_prompt_is_not_worth_a_queue_where_another_could_begin(
     assert set(order[3 - len(waiting) :]) == set(waiting)
 
 
+def test_a_queue_that_is_sooner_over_than_a_free_slot_is_kept() -> None:
+    rows = [
+        row_of(endpoint("quick"), Fixed(0.5, 4), STILL),
+        row_of(endpoint("slow"), Fixed(1.0, 0), STILL),
+        row_of(endpoint("full"), Fixed(1.5, 4), STILL),
+    ]
+    decision = chosen(Pool.build(rows, STILL), Ask(0.0))
+    assert decision.endpoint.id == "quick"
+    assert [id_ for id_, _ in decision.verdict.queued] == ["full"]
+
+
 def test_who_has_too_much_to_do_has_no_say_about_free_slots() -> None:
     loads = {"idle": Fixed(0.0, 4), "next": Fixed(1.0, 4), "behind": Fixed(9.0, 0)}
     pool = Pool.build([row_of(endpoint(id_), load, STILL) for id_, load in loads.items()], STILL)

@@ -29,6 +29,7 @@ from inferhub.core.errors import (
 from inferhub.core.fleet import Deployment, FleetView, Lease, Member, Placement
 from inferhub.core.serving import beat_of
 from inferhub.testing.plane import OpenPlane, a_worker
+from inferhub.transport import control as control_module
 from inferhub.transport._pb import orchestrator_pb2 as pb
 from inferhub.transport._pb.orchestrator_pb2_grpc import OrchestratorStub
 from inferhub.transport.channel import Limits
@@ -238,6 +239,69 @@ async def test_the_view_stays_while_nobody_answers_and_wants_are_said_again(
     assert all(view.members for view in watched.views), "never empty"
     assert caplog.text.count("Lost the orchestrator") == 1
     await again.stop()
+
+
+async def test_an_outage_is_one_line_however_often_it_is_tried(
+    net: Net, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await net.serve(OpenPlane("one", a_worker("w1")))
+    client = net.client(server.port)
+    await client.want("g1", (Deployment(a_worker().models[0].spec),))
+    watched = net.watch(client)
+    await watched.until(lambda v: ids(v) == {"w1"})
+    await server.stop()
+    tries = 0
+
+    def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal tries
+        tries += 1
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", server.port or 0):
+        await until(lambda: tries >= 4)
+    assert len([r for r in caplog.records if r.name == "inferhub.transport.control"]) == 1, caplog.text
+
+
+async def test_what_is_given_up_during_an_outage_is_not_wanted_again(net: Net) -> None:
+    server = await net.serve(OpenPlane("one", a_worker("w1")))
+    client = net.client(server.port)
+    one = Deployment(a_worker().models[0].spec)
+    other = Deployment(replace(one.spec, name="chat#2"))
+    await client.want("g1", (one, other))
+    watched = net.watch(client)
+    await watched.until(lambda v: ids(v) == {"w1"})
+    await server.stop()
+    with pytest.raises(EndpointLost):
+        await client.want("g1", (one,))
+    fresh = OpenPlane("two", a_worker("w1"))
+    await net.serve(fresh, f"127.0.0.1:{server.port}")
+    await until(lambda: bool(fresh.wants))
+    assert fresh.wants[0] == ("g1", (one,))
+
+
+async def test_a_second_look_does_not_end_what_is_said_again(
+    net: Net, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(control_module, "FIRST_WANT_PAUSE_S", 0.05)
+    server = await net.serve(OpenPlane("one", a_worker("w1")))
+    client = net.client(server.port)
+    await client.want("g1", (Deployment(a_worker().models[0].spec),))
+    watched = net.watch(client)
+    await watched.until(lambda v: ids(v) == {"w1"})
+    await server.stop()
+    fresh = OpenPlane("two", a_worker("w1"))
+    fresh.may_finish.clear()
+    await net.serve(fresh, f"127.0.0.1:{server.port}")
+    await until(lambda: len(fresh.wants) == 1)
+    async with aclosing(client.watch("g1")) as views:
+        await anext(views)
+    fresh.failure = SetupError("It has no weights.")
+    fresh.may_finish.set()
+    await until(lambda: len(fresh.wants) >= 4)
+    fresh.failure = None
+    await until(lambda: "has loaded what this gateway needs" in caplog.text)
+    assert caplog.text.count("It has no weights.") == 1
 
 
 async def test_a_worker_that_a_fresh_orchestrator_never_hears_of_is_let_go(net: Net) -> None:

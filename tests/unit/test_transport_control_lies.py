@@ -94,6 +94,11 @@ LIES: dict[str, Callable[[Any], Any]] = {
     "an address inside": lambda m: setattr(m, "address", "local"),
     "an id for a log": lambda m: setattr(m, "id", "w2\nERROR all is lost"),
     "options": lambda m: setattr(m.models[0].spec, "options", b"[1,"),
+    "options without end": lambda m: setattr(m.models[0].spec, "options", b'{"a":' + b"[" * 20_000),
+    "huge options": lambda m: setattr(m.models[0].spec, "options", b'{"a":"' + b"x" * 300_000 + b'"}'),
+    "a device for a terminal": lambda m: setattr(m.devices[0], "name", "\x1b[2J"),
+    "a modality for a log": lambda m: setattr(m.models[0].capabilities[0], "modality", "chat\n"),
+    "many capabilities": lambda m: m.models[0].capabilities.extend([m.models[0].capabilities[0]] * 64),
     "memory": lambda m: setattr(m.devices[0], "memory_free_bytes", 2**63),
 }
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from inferhub.core.errors import Conflict
+from inferhub.core.errors import Conflict, SetupError
 from inferhub.core.models import ModelSpec
 from inferhub.core.serving import DeviceStatus, WorkerStatus
 from inferhub.orchestrator.service import Orchestrator
@@ -109,7 +109,8 @@ async def test_a_worker_registers_beats_and_leaves(site: Site) -> None:
         worker.incarnation,
     )
     assert known.version
-    assert announcer.is_registered
+    # The orchestrator knows it before its answer is here.
+    await until(lambda: announcer.is_registered)
     first = known
     await until(lambda: members(plane)["w1"].seq >= first.seq + 3)
     assert members(plane)["w1"].at_s > first.at_s
@@ -200,6 +201,21 @@ async def test_a_second_worker_of_one_name_is_refused_with_the_reason(
     await _ended(first)
     await until(lambda: members(plane).get("w1", None) is not None)
     assert members(plane)["w1"].address == "elsewhere:50051", "it tried again, slowly"
+
+
+async def test_a_refusal_that_lasts_is_said_once(
+    site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(announcer_module, "REFUSED_PAUSE_S", 0.01)
+    plane = OpenPlane()
+    plane.failure = SetupError("The token is another one.")
+    server = await site.serve(plane)
+    site.announce(await site.worker(), server.port or 0)
+    await until(lambda: plane.refused >= 5)
+    plane.failure = None
+    await until(lambda: "heard again" in caplog.text)
+    assert caplog.text.count("The token is another one.") == 1
 
 
 async def test_a_beat_that_is_refused_as_old_leads_to_a_new_registration(site: Site) -> None:

@@ -1,4 +1,4 @@
-"""What `serve`, `gateway`, `worker` and `orchestrator` share: the spec to serve, progress while loading, the banner."""
+"""What the verbs share that run a service: the spec to serve, progress while loading, the banner."""
 
 from __future__ import annotations
 

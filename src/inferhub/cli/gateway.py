@@ -16,7 +16,8 @@ app = new_app()
 
 _OF_WORKERS = (
     "worker_listen", "worker_id", "advertise", "cache_dir", "weights_mirror", "strict_local_transport",
-    "orchestrator_listen", "fleet_url", "launcher", "workers", "max_workers", "heartbeat_interval_s", "lease_s",
+    "orchestrator_listen", "fleet_url", "launcher", "workers", "max_workers", "heartbeat_interval_s",
+    "lease_s",
 )  # fmt: skip
 _MODULE = "inferhub.cli._gateway_process"
 

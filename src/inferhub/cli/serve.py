@@ -14,8 +14,8 @@ from inferhub.cli._serving import run_service
 app = new_app()
 
 _OF_OTHERS = (
-    "worker", "worker_listen", "worker_token_file", "worker_refresh_s", "processes", "advertise", "orchestrator",
-    "orchestrator_listen", "fleet_url", "launcher", "fleet_cert_file", "fleet_key_file", "fleet_ca_file",
+    "worker", "worker_listen", "worker_token_file", "worker_refresh_s", "processes", "advertise",
+    "orchestrator", "orchestrator_listen", "fleet_url", "launcher", "fleet_cert_file", "fleet_key_file", "fleet_ca_file",
 )  # fmt: skip
 
 

@@ -15,9 +15,9 @@ app = new_app()
 
 _SETTINGS = (
     "config", "worker_listen", "worker_id", "worker_token_file", "orchestrator", "advertise", "labels",
-    "fleet_cert_file", "fleet_key_file", "fleet_ca_file", "heartbeat_interval_s", "metrics_host", "metrics_port", "cache_dir",
+    "fleet_cert_file", "fleet_key_file", "fleet_ca_file", "metrics_host", "metrics_port", "cache_dir",
     "weights_mirror", "spec_file", "log_level", "log_format", "color", "drain_grace_s", "load_timeout_s",
-    "modalities", "memory_budget_bytes",
+    "modalities", "memory_budget_bytes", "vram_share", "model_idle_ttl_s", "room_wait_s",
 )  # fmt: skip
 
 

@@ -84,6 +84,10 @@ class Fleet:
         is_ready = not self.is_draining and bool(models) and all(models.values())
         return {"ready": is_ready, "draining": self.is_draining, "models": models, "workers": workers}
 
+    async def introduce(self) -> None:
+        """Need nothing yet. Raises `InferHubError` where nobody hears it."""
+        await self._planes["engines"].want(self.holder, ())
+
     async def apply(self, spec: Spec, on_progress: Progress = lambda _: None) -> None:
         """Load everything new, then swap in one step, then retire the old. On any error nothing changes."""
         async with self._applying:
@@ -175,7 +179,8 @@ class Fleet:
         if worker.draining:
             return ()
         used = {
-            d.id: 1 - d.memory_free_bytes / d.memory_total_bytes
+            # More can be free than there is only by a worker's word.
+            d.id: max(0.0, 1 - d.memory_free_bytes / d.memory_total_bytes)
             for d in worker.devices
             if d.memory_total_bytes
         }

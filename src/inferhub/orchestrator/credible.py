@@ -1,4 +1,4 @@
-"""Whether what a worker says of itself can be true. Pure; `membership` asks before it believes anything.
+"""Whether what a worker says of itself can be true. Pure; `membership` and `wants` ask it first.
 
 A record that cannot be true is refused whole, with the reason: the lie of one worker must not move the
 calls of others.
@@ -17,6 +17,8 @@ from inferhub.core.serving import Beat, Pulse, WorkerStatus
 MAX_MODELS = 256
 MAX_DEVICES = 64
 MAX_LABELS = 64
+MAX_CAPABILITIES = 64
+MAX_VOICES = 4096
 MAX_PREFIXES = 4096
 MAX_SLOTS = 65_536
 MAX_QUEUE = 1_048_576
@@ -33,6 +35,8 @@ _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
 _LABEL_VALUE = re.compile(r"[A-Za-z0-9._/-]{0,62}")
 _VERSION = re.compile(r"[A-Za-z0-9.+_-]{0,64}")
 _MODEL = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
+_TEXT = re.compile(r"[^\x00-\x1f\x7f]{0,256}")
+"""Shown to people: no control character may reach their terminals."""
 _HOST = re.compile(r"\[[0-9A-Fa-f:.%]{2,64}\]|[A-Za-z0-9._-]{1,253}")
 _PATH = re.compile(r"[^\x00-\x1f\x7f]{1,200}")
 
@@ -55,6 +59,16 @@ def check_worker(worker: WorkerStatus, now_unix_ms: int) -> None:
     check_report(worker)
 
 
+def check_holder(holder: str) -> None:
+    """Of a gateway's name: it becomes a key in stores and stands in logs."""
+    if not _ID.fullmatch(holder):
+        raise Invalid(f"A gateway cannot be called {holder!r:.120}.", param="holder", code="invalid_holder")
+
+
+def is_model(name: str) -> bool:
+    return _MODEL.fullmatch(name) is not None
+
+
 def check_report(worker: WorkerStatus) -> None:
     """The part that also a worker is held to that was asked, instead of registering: its figures."""
     _require(len(worker.models) <= MAX_MODELS, "models", f"{len(worker.models)} of them")
@@ -62,14 +76,27 @@ def check_report(worker: WorkerStatus) -> None:
     names = [model.spec.name for model in worker.models]
     _require(len(set(names)) == len(names), "models", "a name occurs twice")
     for name in names:
-        _require(_MODEL.fullmatch(name), "models", name)
+        _require(is_model(name), "models", name)
     for model in worker.models:
         _require(0 <= model.spec.slots <= MAX_SLOTS, "slots", model.spec.slots)
         _require(0 <= model.spec.queue_limit <= MAX_QUEUE, "queue_limit", model.spec.queue_limit)
+        _check_capabilities(model)
     for device in worker.devices:
+        _require(_TEXT.fullmatch(device.id) and _TEXT.fullmatch(device.name), "device", device.id)
         _require(0 <= device.memory_total_bytes <= MAX_MEMORY_BYTES, "memory", device.memory_total_bytes)
     _check_figures(worker.models)
     _check_memory(device.memory_free_bytes for device in worker.devices)
+
+
+def _check_capabilities(model: ModelStatus) -> None:
+    _require(_TEXT.fullmatch(model.device), "device", model.device)
+    _require(
+        len(model.capabilities) <= MAX_CAPABILITIES, "capabilities", f"{len(model.capabilities)} of them"
+    )
+    for capability in model.capabilities:
+        said = (capability.modality, *capability.features)
+        _require(all(map(_TEXT.fullmatch, said)), "capabilities", said)
+        _require(len(capability.voices) <= MAX_VOICES, "voices", f"{len(capability.voices)} of them")
 
 
 def check_beat(beat: Beat) -> None:

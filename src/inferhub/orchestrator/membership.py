@@ -239,7 +239,8 @@ class Roll:
         else:
             size = len(self._address_of)
             room = max(1, int((size + len(self._lost_s)) * self._terms.brake_share)) - len(self._lost_s)
-            if len(expired) > room:
+            # After a brake was released the room is negative, which is no reason to brake for nobody.
+            if expired and len(expired) > room:
                 self._brake = _Brake(now_s, size)
                 changes.append(Change("braked", f"{len(expired)} of {size} are silent"))
                 expired = expired[: max(room, 0)]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from inferhub.core.errors import Invalid, Overloaded
 from inferhub.core.fleet import Deployment
+from inferhub.orchestrator.credible import check_holder, is_model
 
 MAX_HOLDERS = 1024
 MAX_DEPLOYMENTS = 1024
@@ -46,6 +47,7 @@ class Wants:
 
     def prepare(self, holder: str, deployments: Sequence[Deployment], now_s: float) -> None:
         """It wants these as soon as they are loaded, and until then what it wanted before as well."""
+        check_holder(holder)
         _check(deployments)
         self._of(holder, now_s).coming = tuple(deployments)
 
@@ -61,6 +63,7 @@ class Wants:
         self._of(holder, now_s).coming = ()
 
     def watches(self, holder: str, now_s: float) -> None:
+        check_holder(holder)
         found = self._of(holder, now_s)
         found.watchers += 1
         if found.deployments is None:
@@ -138,5 +141,5 @@ def _check(deployments: Sequence[Deployment]) -> None:
     if len(names(deployments)) < len(deployments):
         raise Invalid("A model is wanted twice under the same name.")
     for deployment in deployments:
-        if not deployment.spec.name or deployment.placement.replicas < 0:
+        if not is_model(deployment.spec.name) or deployment.placement.replicas < 0:
             raise Invalid(f"Model {deployment.spec.name!r:.120} cannot be wanted so.")

@@ -160,9 +160,9 @@ def decide(pool: Pool, ask: Ask, random: Random) -> Decision | None:
     gate = gate_s(pending_s, scheduling)
     if gate is not None:
         rows, pending_s, gated = _parted(rows, pending_s, [s <= gate for s in pending_s])
-    has_slot = _have_slot(rows)
-    if has_slot is not None:
-        rows, pending_s, queued = _parted(rows, pending_s, has_slot)
+    stays = _worth_queueing(rows, pending_s)
+    if stays is not None:
+        rows, pending_s, queued = _parted(rows, pending_s, stays)
     scores = _scores(pool, ask, owner, rows, pending_s)
     reason, row = _picked(owner if ask.sticks else None, rows, scores, scheduling.explore, random)
     verdict = Verdict(
@@ -192,12 +192,14 @@ def ranked(pool: Pool, ask: Ask, random: Random) -> Sequence[Row]:
         return ()
     gate = gate_s(pending_s, pool.scheduling)
     is_gated = [gate is not None and s > gate for s in pending_s]
-    has_slot = _have_slot([row for row, is_out in zip(rows, is_gated, strict=True) if not is_out])
+    left = [i for i, is_out in enumerate(is_gated) if not is_out]
+    stays = _worth_queueing([rows[i] for i in left], [pending_s[i] for i in left])
+    queues = set() if stays is None else {i for i, stay in zip(left, stays, strict=True) if not stay}
     owner = _owner(pool, ask)
     home = owner if ask.sticks else None
+    scores = _scores(pool, ask, owner, rows, pending_s)
     ranks = [
-        (is_out, has_slot is not None and row.load.load >= row.slots, row.id != home, -score, random.random())
-        for row, is_out, score in zip(rows, is_gated, _scores(pool, ask, owner, rows, pending_s), strict=True)
+        (is_gated[i], i in queues, row.id != home, -scores[i], random.random()) for i, row in enumerate(rows)
     ]
     return [rows[i] for i in sorted(range(len(rows)), key=ranks.__getitem__)]
 
@@ -271,17 +273,23 @@ def _is_well(pool: Pool, ask: Ask, row: Row) -> bool:
     return load.pending_s(ask.now_s, s_per_cost, pool.s_per_call, ask.caller) is not None
 
 
-def _have_slot(rows: Sequence[Row]) -> Sequence[bool] | None:
-    """Of each, whether the call could begin there at once; None where that is no reason to leave any out.
+def _worth_queueing(rows: Sequence[Row], pending_s: Sequence[float]) -> Sequence[bool] | None:
+    """Of each, whether the call would not queue there in vain; None where that is no reason to leave any out.
 
-    A warm prompt is not worth a queue where somebody else has a free slot: somebody who is no suspect.
+    A warm prompt is not worth a queue where somebody else, who is no suspect, has a free slot. A quick
+    machine's queue is, where the call would be done sooner than in any free slot.
     """
     has_slot = [row.load.load < row.slots for row in rows]
     if all(has_slot) or not any(has_slot):
         return None
-    if any(free and row.factor == 1.0 for free, row in zip(has_slot, rows, strict=True)):
-        return has_slot
-    return None
+    soonest_s = min(
+        (s for s, free, row in zip(pending_s, has_slot, rows, strict=True) if free and row.factor == 1.0),
+        default=None,
+    )
+    if soonest_s is None:
+        return None
+    stays = [free or s < soonest_s for free, s in zip(has_slot, pending_s, strict=True)]
+    return None if all(stays) else stays
 
 
 def _parted(

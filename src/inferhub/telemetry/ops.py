@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import errno
 import json
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Protocol
+from typing import Any, Protocol
 
 from inferhub.core.errors import PortTaken
 
@@ -58,6 +59,11 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
     # With address reuse two processes could both believe that they own the port.
     allow_reuse_address = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        # Who hangs up before the answer, such as a probe that ran out of time, is no news.
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 def _handler(

@@ -22,6 +22,10 @@ _encode_json = msgspec.json.Encoder().encode
 _LOADS: dict[str, Load] = {"start": "start", "demand": "demand"}
 
 
+MAX_OPTIONS_BYTES = 256 * 1024
+"""Of one model: whoever follows the fleet is told those of every model."""
+
+
 def encode_spec(spec: ModelSpec) -> pb.ModelSpec:
     return pb.ModelSpec(
         name=spec.name,
@@ -39,10 +43,15 @@ def encode_spec(spec: ModelSpec) -> pb.ModelSpec:
 
 
 def decode_spec(message: pb.ModelSpec) -> ModelSpec:
+    if len(message.options) > MAX_OPTIONS_BYTES:
+        raise Invalid(
+            f"The options of model {message.name!r:.120} take {len(message.options)} bytes; "
+            f"{MAX_OPTIONS_BYTES} are allowed."
+        )
     try:
         options = msgspec.json.decode(message.options or b"{}", type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise Invalid(f"The options of model {message.name!r} cannot be read: {error}") from error
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise Invalid(f"The options of model {message.name!r:.120} cannot be read: {error}") from error
     return ModelSpec(
         name=message.name,
         backend=message.backend,

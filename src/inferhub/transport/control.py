@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -35,7 +36,9 @@ from inferhub.transport.security import Credentials, Tls
 _log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 0.5
+"""Little: one that was restarted is to be found at once, and a refused connection costs next to nothing."""
+FIRST_WANT_PAUSE_S = 2.0
 LONGEST_WANT_PAUSE_S = 30.0
 HOLD_AFTER_LEASE_S = 2.0
 
@@ -65,7 +68,9 @@ class ControlClient:
         self._orchestrators = [_Orchestrator(t, credentials, limits) for t in dict.fromkeys(targets)]
         self._current = 0
         self._wanted: dict[str, tuple[Deployment, ...]] = {}
-        self._renewing: dict[str, asyncio.Task[None]] = {}
+        self._renewing: dict[str, tuple[_Orchestrator, asyncio.Task[None]]] = {}
+        self._streams: Counter[str] = Counter()
+        """That are open, by holder."""
 
     # --- for workers ---------------------------------------------------------------------------
 
@@ -88,7 +93,15 @@ class ControlClient:
         # An older one must not arrive behind this one.
         self._stop_renewing(holder)
         request = pb.WantRequest(holder=holder, deployments=nouns.encode_deployments(deployments))
-        await self._somewhere(lambda orchestrator: self._want(orchestrator, request, on_progress))
+        if _names(deployments) <= _names(self._wanted.get(holder, ())):
+            # Nothing new, so nothing that could not be had: it holds although nobody may hear it now.
+            self._wanted[holder] = tuple(deployments)
+        try:
+            await self._somewhere(lambda orchestrator: self._want(orchestrator, request, on_progress))
+        except InferHubError:
+            if self._streams[holder]:
+                self._renew_want(self._orchestrators[self._current], holder)
+            raise
         # Not earlier: what could not be had is not what this gateway serves.
         self._wanted[holder] = tuple(deployments)
 
@@ -96,6 +109,7 @@ class ControlClient:
         """Goes on over any outage, and shows then what it showed before."""
         reader = ViewReader(self._hold_s)
         outage = _Outage()
+        self._streams[holder] += 1
         try:
             while True:
                 orchestrator = self._orchestrators[self._current]
@@ -107,7 +121,10 @@ class ControlClient:
                     self._leave_for_next(orchestrator)
                     await outage.pause(orchestrator.target, error, of=len(self._orchestrators))
         finally:
-            self._stop_renewing(holder)
+            self._streams[holder] -= 1
+            if not self._streams[holder]:
+                del self._streams[holder]
+                self._stop_renewing(holder)
 
     async def close(self) -> None:
         for holder in list(self._renewing):
@@ -120,7 +137,7 @@ class ControlClient:
     ) -> AsyncGenerator[FleetView, None]:
         """One stream, until it breaks; raises then."""
         reader.begin()
-        self._renew_want(orchestrator, holder)
+        is_first = True
         request = pb.WatchRequest(holder=holder)
         rpc = begin(
             orchestrator.line.stub.Watch, request, orchestrator.where, metadata=orchestrator.line.metadata
@@ -133,6 +150,10 @@ class ControlClient:
                     raise EndpointLost(f"{orchestrator.where} stopped.")
                 view = reader.take(_checked(step), time.monotonic())
                 outage.over(orchestrator.target)
+                if is_first:
+                    # Not before it answers: in an outage that would fail beside each try of this stream.
+                    is_first = False
+                    self._renew_want(orchestrator, holder)
                 if view is not None:
                     yield view
         finally:
@@ -140,26 +161,37 @@ class ControlClient:
 
     def _renew_want(self, orchestrator: _Orchestrator, holder: str) -> None:
         """The orchestrator may have been restarted and know of no want: say it again, beside the watch."""
+        to, task = self._renewing.get(holder, (None, None))
+        if to is orchestrator and task is not None and not task.done():
+            return
         self._stop_renewing(holder)
         if (deployments := self._wanted.get(holder)) is None:
             return
         request = pb.WantRequest(holder=holder, deployments=nouns.encode_deployments(deployments))
-        self._renewing[holder] = asyncio.create_task(self._say_again(orchestrator, request))
+        renewing = asyncio.create_task(self._say_again(orchestrator, request))
+        self._renewing[holder] = orchestrator, renewing
 
     def _stop_renewing(self, holder: str) -> None:
-        if task := self._renewing.pop(holder, None):
-            task.cancel()
+        if found := self._renewing.pop(holder, None):
+            found[1].cancel()
 
     async def _say_again(self, orchestrator: _Orchestrator, request: pb.WantRequest) -> None:
-        pause_s = LONGEST_PAUSE_S
+        pause_s = FIRST_WANT_PAUSE_S
+        said = ""
         while True:
             try:
                 _checked(await self._want(orchestrator, request, lambda _: None))
-                return
+                break
+            except _LOST:
+                pass  # Said by who watches, who comes back here with the next stream.
             except InferHubError as error:
-                _log.warning("%s does not load what this gateway needs: %s", orchestrator.where, error)
+                if said != error.message:
+                    _log.warning("%s does not load what this gateway needs: %s", orchestrator.where, error)
+                said = error.message
             await asyncio.sleep(jittered(pause_s))
             pause_s = min(2 * pause_s, LONGEST_WANT_PAUSE_S)
+        if said:
+            _log.info("%s has loaded what this gateway needs", orchestrator.where)
 
     async def _want(
         self, orchestrator: _Orchestrator, request: pb.WantRequest, on_progress: Progress
@@ -259,6 +291,10 @@ class _Outage:
         if self._failures:
             _log.info("Follow the orchestrator at %s", target)
         self._failures = 0
+
+
+def _names(deployments: Sequence[Deployment]) -> set[str]:
+    return {deployment.spec.name for deployment in deployments}
 
 
 def _checked(reply: Any) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
@@ -19,9 +20,13 @@ from inferhub.core.serving import WorkerStatus, alike, beat_of
 _log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 2.0
+LONGEST_PAUSE_S = 0.5
+"""Little, because the fleet is whole again only when the last worker has found a restarted orchestrator."""
 REFUSED_PAUSE_S = 10.0
 """After a refusal that only an operator can mend."""
+CONFLICT_PAUSE_S = 1.0
+"""After one that time may mend: the former life of this worker, which was killed, is still believed in."""
+REFUSAL_SAID_EVERY_S = 600.0
 MIN_HEARTBEAT_S = 0.02
 MAX_HEARTBEAT_S = 60.0
 LEAVE_TIMEOUT_S = 3.0
@@ -37,6 +42,8 @@ class Announcer:
         self._registered: WorkerStatus | None = None
         self._heartbeat_s = 1.0
         self._failures = 0
+        self._refusal = ("", 0.0)
+        """The last one that was logged, and until when it is not logged again."""
 
     def notice(self) -> None:
         """The worker changed: say so now, not at the next beat."""
@@ -88,6 +95,7 @@ class Announcer:
         if self._failures:
             _log.info("Worker %s is heard again", worker.id)
             self._failures = 0
+            self._refusal = ("", 0.0)
         return self._heartbeat_s
 
     async def _register(self, worker: WorkerStatus) -> None:
@@ -109,8 +117,12 @@ class Announcer:
         """What waiting does not mend, such as a name that another worker has."""
         self._registered = None
         self._failures += 1
-        _log.error("An orchestrator refused this worker: %s", error)
-        return _jittered(REFUSED_PAUSE_S)
+        now_s = time.monotonic()
+        said, until_s = self._refusal
+        if error.message != said or now_s >= until_s:
+            self._refusal = (error.message, now_s + REFUSAL_SAID_EVERY_S)
+            _log.error("An orchestrator refused this worker: %s", error)
+        return _jittered(CONFLICT_PAUSE_S if isinstance(error, Conflict) else REFUSED_PAUSE_S)
 
     async def _leave(self) -> None:
         if (worker := self._registered) is None:
