@@ -19,7 +19,7 @@ CODE := src tests $(wildcard benchmarks examples)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve weights test test-slow check fmt bench docs conformance proto lock env env-dev clean
+.PHONY: help serve weights test test-slow check fmt bench docs conformance proto lock env env-dev env-peers clean
 
 help:  ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -72,11 +72,14 @@ lock: $(BOOTSTRAPPED)  ## pin dependencies again after pyproject.toml changed (U
 	$(COMPILE) pyproject.toml $(EXTRAS) --extra japanese --extra chinese --group dev -o locks/dev.lock
 	$(COMPILE) pyproject.toml $(EXTRAS) --constraint locks/dev.lock -o locks/runtime.lock
 	$(COMPILE) locks/instructor.in -o locks/instructor.lock
+	$(COMPILE) locks/contenders.in -o locks/contenders.lock
 	$(COMPILE) pyproject.toml --extra diffusion --constraint locks/dev.lock --override locks/diffusion.override \
 	  -o locks/diffusion.lock
 
 env: $(RUNTIME)  ## only make the environment that `serve` needs
 env-dev: $(DEV)  ## only make the environment that `test` and `check` need
+env-peers: $(DEV)  ## only make the environment of the servers that `bench` compares with
+	@$(PY) -m benchmarks.contenders.environment
 
 clean:  ## delete the environment and what tools left behind; weights and keys stay
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis dist

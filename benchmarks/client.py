@@ -10,6 +10,7 @@ import re
 import sys
 from collections import deque
 from collections.abc import Mapping
+from random import Random
 from time import perf_counter
 from typing import cast
 from urllib.parse import urlsplit
@@ -37,7 +38,8 @@ class Target(msgspec.Struct, frozen=True):
 
 class Plan(msgspec.Struct, frozen=True):
     """`turns`: one request at a time, A B C A B C. `streams`: `connections` requests a target at
-    once, one target after the other. `load`: closed loop for `duration_s`."""
+    once, one target after the other. `load`: closed loop for `duration_s`. `open`: `rate_per_s` requests for
+    `duration_s`, at random times and whatever becomes of them."""
 
     mode: str
     targets: tuple[Target, ...]
@@ -47,6 +49,7 @@ class Plan(msgspec.Struct, frozen=True):
     duration_s: float = 0.0
     stagger_s: float = 0.0
     """Time between the starts of parallel streams."""
+    rate_per_s: float = 0.0
 
 
 class Readings(msgspec.Struct):
@@ -56,11 +59,20 @@ class Readings(msgspec.Struct):
     """Sent to first content."""
     total_s: list[float] = []
     """Sent to complete."""
+    sent_s: list[float] = []
+    """When that was, on a clock of the client's own; one for each of `total_s`."""
     gaps_s: list[float] = []
     """Between arrivals after the first content, of streams."""
     tokens: int = 0
     """Sum of the `completion_tokens` that the answers reported."""
     errors: int = 0
+    """Refusals are among them."""
+    refused_s: list[float] = []
+    """Sent to complete, of answers with another status than 200."""
+    codes: dict[str, int] = {}
+    """Status of refusals → how many; "cut": broke off or never came."""
+    late_s: list[float] = []
+    """How late the client itself sent a request of an open loop."""
     elapsed_s: float = 0.0
     """From the first request to the last answer."""
 
@@ -102,10 +114,15 @@ class _Connection(asyncio.Protocol):
             await self._answer
         end = perf_counter()
         body = b"".join(self._pieces)
-        if self._parser.get_status_code() != 200 or (is_stream and b"[DONE]" not in body[-64:]):
+        status = self._parser.get_status_code()
+        if status != 200 or (is_stream and b"[DONE]" not in body[-64:]):
             readings.errors += 1
+            name = str(status) if status != 200 else "cut"
+            readings.codes[name] = readings.codes.get(name, 0) + 1
+            readings.refused_s.append(end - begin)
             return
         readings.total_s.append(end - begin)
+        readings.sent_s.append(begin)
         if self._first:
             readings.first_s.append(self._first - begin)
         if is_stream:
@@ -157,6 +174,7 @@ class _Sender:
             await connection.request(data, self._is_stream, self.readings)
         except (OSError, TimeoutError, httptools.HttpParserError):
             self.readings.errors += 1
+            self.readings.codes["cut"] = self.readings.codes.get("cut", 0) + 1
             return False
         return True
 
@@ -172,6 +190,11 @@ async def run(plan: Plan) -> dict[str, Readings]:
     senders = {target.name: _Sender(target) for target in plan.targets}
     if plan.mode == "turns":
         await _turns(list(senders.values()), plan.count)
+    elif plan.mode == "open":
+        for sender in senders.values():
+            begin = perf_counter()
+            await _open_loop(sender, plan)
+            sender.readings.elapsed_s = perf_counter() - begin
     else:
         for sender in senders.values():
             begin = perf_counter()
@@ -207,6 +230,28 @@ async def _parallel(sender: _Sender, plan: Plan, end: float | None) -> None:
         for position, connection in enumerate(connections):
             group.create_task(keep_sending(position, connection))
     for connection in connections:
+        connection.close()
+
+
+async def _open_loop(sender: _Sender, plan: Plan) -> None:
+    random = Random(0)
+    idle: list[_Connection] = []
+
+    async def one() -> None:
+        connection = idle.pop() if idle else await sender.connect()
+        if await sender.send(connection):
+            idle.append(connection)
+        else:
+            connection.close()
+
+    begin = due = perf_counter()
+    async with asyncio.TaskGroup() as group:
+        while due < begin + plan.duration_s:
+            await asyncio.sleep(max(0.0, due - perf_counter()))
+            sender.readings.late_s.append(perf_counter() - due)
+            group.create_task(one())
+            due += random.expovariate(plan.rate_per_s)
+    for connection in idle:
         connection.close()
 
 

@@ -68,6 +68,8 @@ class Outcome:
     figures: tuple[Figure, ...]
     details: Mapping[str, Any] = field(default_factory=dict)
     """Everything the figures were made of: medians of each contender, rounds, settings."""
+    table: tuple[tuple[str, ...], ...] = ()
+    """Printed below the figures, the first row as its head; what it shows is in `details` too."""
 
 
 class CannotMeasureError(Exception):

@@ -142,7 +142,14 @@ def answers(url: str) -> bool:
         connection.close()
 
 
-def run_json(name: str, arguments: Sequence[str], *, given: Any = None, timeout_s: float = 60.0) -> Any:
+def run_json(
+    name: str,
+    arguments: Sequence[str],
+    *,
+    given: Any = None,
+    env: Mapping[str, str] | None = None,
+    timeout_s: float = 60.0,
+) -> Any:
     """Run a process to its end; what it prints is JSON, what it reads (if anything) is JSON."""
     # Files, not pipes: readings are megabytes, and a process that prints must not wait for its reader.
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complaints:
@@ -153,7 +160,7 @@ def run_json(name: str, arguments: Sequence[str], *, given: Any = None, timeout_
                 stdout=said,
                 stderr=complaints,
                 timeout=timeout_s,
-                env=_ENV,
+                env={**_ENV, **(env or {})},
                 check=False,
             )
         except subprocess.TimeoutExpired as error:

@@ -31,6 +31,24 @@ def print_outcome(measure: Measure, outcome: Outcome, elapsed_s: float) -> None:
     print(f"\n{measure.name}: {measure.title}  [{elapsed_s:.0f} s]")
     for figure in outcome.figures:
         print(figure_line(figure))
+    for line in table_lines(outcome.table):
+        print(line)
+
+
+def table_lines(rows: Sequence[Sequence[str]]) -> list[str]:
+    """In columns; a name that the line above has too is left out."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines, before = [], ""
+    for row in rows:
+        first = "" if row[0] == before else row[0]
+        before = row[0]
+        lines.append(
+            "  "
+            + "  ".join(
+                cell.ljust(width) for cell, width in zip((first, *row[1:]), widths, strict=True)
+            ).rstrip()
+        )
+    return lines
 
 
 def summary(figures: Sequence[Figure]) -> str:

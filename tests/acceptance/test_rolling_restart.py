@@ -38,7 +38,7 @@ STREAMS = 6
 CALLERS = 2
 PAUSE_S = 0.1
 
-FAST, SLOW = 3, 20
+FAST, SLOW = 2, 20
 
 
 @dataclass

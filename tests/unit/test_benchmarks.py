@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import math
 import subprocess
 import sys
+from collections import deque
 from pathlib import Path
 
 import pytest
@@ -13,10 +16,12 @@ import pytest
 # `benchmarks` is run from the repository's root and never installed.
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks import stats
+from benchmarks import client, stats
+from benchmarks.client import Plan, Readings, Target
+from benchmarks.contenders.environment import LOCK, contenders_versions
 from benchmarks.cpu import Stat, parse_stat, read_tree, tree, tree_cpu_s, tree_rss_bytes
 from benchmarks.measure import Figure, Measure, Options, Outcome, Verdict, at_least, at_most
-from benchmarks.measures import measures
+from benchmarks.measures import batching, measures, overload, worker_hop
 from benchmarks.processes import last_words
 from benchmarks.report import as_json, figure_line, summary
 
@@ -160,6 +165,80 @@ def test_what_a_failed_process_said_names_no_folder() -> None:
     text = 'Traceback:\n  File "/home/somebody/x.py"\nOSError: no such file: /home/somebody/data/x.db\n\n'
     assert last_words(text) == "OSError: no such file: …/x.db"
     assert last_words("") == "it said nothing"
+
+
+async def _answer_every_second(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """200 with a body, 503 without, in turns on each connection."""
+    with contextlib.suppress(asyncio.IncompleteReadError):
+        while True:
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+            await reader.readexactly(length)
+            _ANSWERS.rotate()
+            writer.write(_ANSWERS[0])
+    writer.close()
+    await writer.wait_closed()
+
+
+_ANSWERS = deque(
+    [b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok", b"HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n"]
+)
+
+
+def test_an_open_loop_sends_whatever_is_answered_and_tells_refusals_apart() -> None:
+    async def main() -> Readings:
+        connections: list[asyncio.Task[None]] = []
+
+        def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            connections.append(asyncio.create_task(_answer_every_second(reader, writer)))
+
+        server = await asyncio.start_server(connected, "127.0.0.1", 0)
+        async with server:
+            port = server.sockets[0].getsockname()[1]
+            target = Target("t", f"http://127.0.0.1:{port}/x", {}, ("{}",))
+            readings = await client.run(Plan("open", (target,), rate_per_s=400, duration_s=0.5))
+            await asyncio.gather(*connections)
+            return readings["t"]
+
+    seen = asyncio.run(main())
+    sent = len(seen.total_s) + len(seen.refused_s)
+    assert 100 < sent < 400
+    assert seen.codes == {"503": len(seen.refused_s)}
+    assert abs(len(seen.total_s) - len(seen.refused_s)) <= 1
+    assert seen.errors == len(seen.refused_s)
+    assert len(seen.sent_s) == len(seen.total_s)
+    assert len(seen.late_s) == sent
+
+
+def test_overload_tells_the_first_seconds_apart() -> None:
+    peak = Readings(total_s=[0.1] * 80, elapsed_s=1.0)
+    calm = [0.2] * 198
+    seen = Readings(
+        total_s=[9.0, 9.0, *calm], sent_s=[0.0, 1.0, *([5.0] * 198)], codes={"503": 400}, elapsed_s=2.5
+    )
+    figures = {f.name: f for f in overload._judge(peak, 80.0, dict.fromkeys((1, 2, 3), seen)).figures}
+    assert figures["goodput at 3 x, of the peak"].value == 100
+    assert figures["p99 of the admitted at 3 x, over that at the peak"].verdict is Verdict.MISSED
+    assert figures["the same after 2 s, when limits have settled"].value == pytest.approx(2)
+
+
+def test_a_hop_that_seems_to_save_time_was_not_measured() -> None:
+    readings = {"local": Readings(total_s=[0.002]), "worker": Readings(total_s=[0.001])}
+    echo = {"unary": [0.001], "stream": [0.001], "back to back": [0.001]}
+    outcome = worker_hop._judge([(readings, {"local": 1.0, "worker": 2.0}, echo)])
+    assert outcome.figures[0].verdict is Verdict.NOT_MEASURED
+
+
+def test_texts_to_embed_are_the_same_in_every_run() -> None:
+    assert batching.some_texts("short") == batching.some_texts("short")
+    assert max(len(text.split()) for text in batching.some_texts("mixed")) > 64
+
+
+def test_the_environment_of_contenders_is_locked_by_hashes_and_names_no_address() -> None:
+    text = LOCK.read_text()
+    assert set(contenders_versions()) == {"bentoml", "litserve", "onnxruntime"}
+    assert "://" not in text
+    assert all("==" in line for line in text.splitlines() if line and not line.startswith(" "))
 
 
 def test_quick_runs_are_shorter_but_keep_a_median() -> None:

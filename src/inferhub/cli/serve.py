@@ -15,7 +15,8 @@ app = new_app()
 
 _OF_OTHERS = (
     "worker", "worker_listen", "worker_token_file", "worker_refresh_s", "processes", "advertise",
-    "orchestrator", "orchestrator_listen", "fleet_url", "launcher", "fleet_cert_file", "fleet_key_file", "fleet_ca_file",
+    "orchestrator", "orchestrator_listen", "fleet_url", "launcher", "fleet_cert_file",
+    "fleet_key_file", "fleet_ca_file",
 )  # fmt: skip
 
 
