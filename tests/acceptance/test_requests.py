@@ -112,7 +112,7 @@ async def test_contract_034_forwarded_or_refused_never_ignored(talk: Talk, upstr
         "user": "script:n=3",
         "metadata": {"a": "b"},
         "store": True,
-        "service_tier": "flex",
+        "service_tier": "scale",
         "reasoning_effort": "low",
         "parallel_tool_calls": False,
         "temperature": 0.25,

@@ -121,7 +121,9 @@ def error_headers(error: InferHubError) -> Headers:
         headers.append((b"www-authenticate", b"Bearer"))
     wait_s = error.retry_after_s
     if wait_s is not None:
-        if isinstance(error, ServingError):
+        # Of a lack of room, so that those who were refused together do not come back together. What an
+        # upstream asked for is passed on as it is.
+        if error.http == 503:
             wait_s *= random.uniform(1.0, MAX_JITTER)  # noqa: S311 - spreads retries, keeps no secret
         headers.append((b"retry-after", str(max(1, math.ceil(wait_s))).encode()))
         headers.append((b"retry-after-ms", str(max(1, math.ceil(wait_s * 1000))).encode()))
