@@ -10,13 +10,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import RedisError, ResponseError
 
-from inferhub.core.errors import SetupError, StoreFailed
+from inferhub.core.errors import StoreFailed
 from inferhub.stores.cache.base import MAX_VALUE_BYTES
+from inferhub.stores.redis_client import open_redis
 
 TIMEOUT_S = 0.5
 MAX_CONNECTIONS = 32
@@ -34,25 +33,8 @@ return 0
 
 async def open_shared(url: str, *, timeout_s: float = TIMEOUT_S) -> RedisAnswers:
     """For `redis://…` and `rediss://…`. Raises `SetupError` for a URL that cannot be read."""
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            socket_timeout=timeout_s,
-            # Once, at once: an idle connection may have been closed by a server that was restarted.
-            retry=Retry(NoBackoff(), 1),
-            client_name="inferhub",
-        )
-    except (ValueError, TypeError) as error:
-        # Not the driver's words: they may hold a password.
-        raise SetupError(
-            "cache_url cannot be read; write redis://[USER:PASSWORD@]HOST:PORT/DATABASE, "
-            "or rediss:// for TLS.",
-            param="cache_url",
-        ) from error
-    return RedisAnswers(Redis.from_pool(pool), timeout_s)
+    client = open_redis(url, setting="cache_url", timeout_s=timeout_s, max_connections=MAX_CONNECTIONS)
+    return RedisAnswers(client, timeout_s)
 
 
 class RedisAnswers:

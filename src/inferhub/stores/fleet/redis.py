@@ -11,13 +11,12 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from inferhub.core.errors import SetupError, StoreFailed
+from inferhub.core.errors import StoreFailed
 from inferhub.stores.fleet.base import Sighting, Wanted
+from inferhub.stores.redis_client import open_redis
 
 TIMEOUT_S = 2.0
 """Of any question, a lost connection included."""
@@ -80,25 +79,8 @@ _RESIGN = "if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[
 
 async def open_fleet(url: str, *, timeout_s: float = TIMEOUT_S) -> RedisFleet:
     """For `redis://…` and `rediss://…`. Raises `SetupError` for a URL that cannot be read."""
-    try:
-        pool = BlockingConnectionPool.from_url(
-            url,
-            max_connections=MAX_CONNECTIONS,
-            timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            socket_timeout=timeout_s,
-            # Once, at once: an idle connection may have been closed by a server that was restarted.
-            retry=Retry(NoBackoff(), 1),
-            client_name="inferhub",
-        )
-    except (ValueError, TypeError) as error:
-        # Not the driver's words: they may hold a password.
-        raise SetupError(
-            "fleet_url cannot be read; write redis://[USER:PASSWORD@]HOST:PORT/DATABASE, "
-            "or rediss:// for TLS.",
-            param="fleet_url",
-        ) from error
-    return RedisFleet(Redis.from_pool(pool), timeout_s)
+    client = open_redis(url, setting="fleet_url", timeout_s=timeout_s, max_connections=MAX_CONNECTIONS)
+    return RedisFleet(client, timeout_s)
 
 
 class RedisFleet:
