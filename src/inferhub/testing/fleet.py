@@ -163,9 +163,9 @@ class LongAnswer:
                 self.events.append(event)
 
 
-async def spread_answers(fleet: RunningFleet, model: str, count: int = 9) -> list[LongAnswer]:
-    """So many long answers that have begun, at least one on each worker."""
-    answers = [LongAnswer(fleet.hub, model) for _ in range(count)]
+async def spread_answers(fleet: RunningFleet, model: str) -> list[LongAnswer]:
+    """Three long answers for each worker, so that none waits for a slot; at least one has begun on each."""
+    answers = [LongAnswer(fleet.hub, model) for _ in range(3 * len(fleet.workers))]
     upstreams = await asyncio.gather(*(answer.upstream for answer in answers))
     assert set(upstreams) == set(fleet.workers), upstreams
     return answers
