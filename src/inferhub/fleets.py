@@ -30,7 +30,7 @@ from inferhub.stores.fleet.base import FleetStore
 from inferhub.transport.base import Transport
 from inferhub.transport.codec import Codec
 from inferhub.transport.reach import Reach
-from inferhub.transport.security import Credentials, Tls
+from inferhub.transport.security import Credentials, tls_of
 
 _log = logging.getLogger(__name__)
 
@@ -175,8 +175,7 @@ def control_client(stack: AsyncExitStack, settings: Settings) -> ControlPlane:
 def credentials(settings: Settings) -> Credentials:
     """What this process shows to workers and orchestrators, and asks of whoever comes to it."""
     token = settings.worker_token.get_secret_value() if settings.worker_token else None
-    cert, key, ca = settings.fleet_cert_file, settings.fleet_key_file, settings.fleet_ca_file
-    return Credentials(token, Tls(cert, key, ca) if cert and key and ca else None)
+    return Credentials(token, tls_of(settings))
 
 
 def _gathered(

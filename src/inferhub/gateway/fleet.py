@@ -57,6 +57,8 @@ class Fleet:
         self._is_remote = is_remote
         self._expected = tuple(expected)
         self._spec = Spec(models=(), routes=())
+        self._deployed: frozenset[str] = frozenset()
+        """Names of the spec's models on workers: made once, because every view asks for them."""
         self._offered: dict[tuple[Side, str], tuple[Member, Sequence[Endpoint]]] = {}
         self._directory = Directory()
         self._applying = asyncio.Lock()
@@ -101,6 +103,7 @@ class Fleet:
                 await self.refresh()
                 raise
             self._spec = spec
+            self._deployed = frozenset(deployment_of(model).name for model in spec.models)
             await self.refresh()
             await self._settle(spec)
 
@@ -154,7 +157,6 @@ class Fleet:
                 yield side, member
 
     def _publish(self) -> None:
-        deployments = {deployment_of(model).name for model in self._spec.models}
         endpoints: dict[str, list[Endpoint]] = {model.name: [] for model in self._spec.models}
         before, self._offered = self._offered, {}
         for side, member in self._members():
@@ -166,7 +168,7 @@ class Fleet:
             for endpoint in offered:
                 deployment = endpoint.model.spec.name
                 # One without `#` was loaded by the worker's operator.
-                if deployment in deployments or "#" not in deployment:
+                if deployment in self._deployed or "#" not in deployment:
                     endpoints.setdefault(public_name(deployment), []).append(endpoint)
         self._directory = Directory(
             endpoints={name: tuple(found) for name, found in endpoints.items()},
